@@ -1,0 +1,8 @@
+"""convgru_fused: a ConvGRU for PyTorch that runs a whole sequence as one fused operator."""
+
+from . import functional
+from .backends import backends, use_backend
+from .modules import ConvGRU, ConvGRUCell
+
+__version__ = "0.1.0"
+__all__ = ["ConvGRU", "ConvGRUCell", "backends", "functional", "use_backend"]

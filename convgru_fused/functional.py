@@ -1,0 +1,359 @@
+"""ConvGRU as functions: documentation, validation, choice of a backend, layers and directions. No maths.
+
+Both functions take their arguments in the order of `torch.gru` and `torch.gru_cell`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.nn import functional as F
+
+from . import backends
+from .eager import VARIANTS
+
+__all__ = ["conv_gru", "conv_gru_cell"]
+
+Layer = tuple[Tensor, Tensor, Tensor | None, Tensor | None]  # weight_ih, weight_hh, bias_ih, bias_hh
+PARAMETER_NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+
+
+def conv_gru(
+    input: Tensor | None,
+    hx: Tensor | None,
+    params: Sequence[Tensor],
+    has_biases: bool = True,
+    num_layers: int = 1,
+    dropout: float = 0.0,
+    train: bool = False,
+    bidirectional: bool = False,
+    batch_first: bool = False,
+    *,
+    lengths: Tensor | Sequence[int] | None = None,
+    gate_bias: Tensor | None = None,
+    variant: str = "gru-rcn",
+    recompute: bool = False,
+) -> tuple[Tensor, Tensor]:
+    r"""A ConvGRU over a sequence of images; `ConvGRU` without parameters of its own.
+
+    With L layers, D directions (1 or 2), T steps, batch N, C input and K hidden channels, HxW pixels, for each layer and
+    direction, ``*`` the zero-padded convolution that keeps HxW and ``.`` the elementwise product:
+
+        r = sigmoid(W_r*x + b_ir + U_r*h + b_hr)        z = sigmoid(W_z*x + b_iz + U_z*h + b_hz)
+        variant "gru-rcn":  n = tanh(W_n*x + b_in + U_n*(r.h) + b_hn)      h' = (1-z).h + z.n
+        variant "cudnn":    n = tanh(W_n*x + b_in + r.(U_n*h + b_hn))      h' = (1-z).n + z.h
+
+    "gru-rcn" is the cell of Ballas et al. 2016 (arXiv 1511.06432); "cudnn" is that of `torch.nn.GRU`, which it equals
+    for 1x1 kernels and 1x1 images.
+
+    Args:
+        input: (T,N,C,H,W), or (N,T,C,H,W) if batch_first, or unbatched (T,C,H,W). None if `gate_bias` replaces the
+            input convolution of the first layer.
+        hx: initial state (L*D,N,K,H,W), or (L*D,K,H,W) unbatched; None is zeros. Layer by layer, forward direction
+            before reverse.
+        params: for each layer and direction weight_ih (3K,C,kh,kw) (in layers above the first C is D*K), weight_hh
+            (3K,K,kh,kw) and, if has_biases, bias_ih (3K,) and bias_hh (3K,). Gates are stacked r|z|n.
+        has_biases: whether `params` contains biases.
+        num_layers: L.
+        dropout: probability of zeroing an element of the outputs of every layer but the last, if `train`.
+        train: whether dropout is active.
+        bidirectional: D = 2: the second direction runs from the last (valid) step to the first.
+        batch_first: exchange T and N in input, gate_bias and output; not in the states.
+        lengths: (N,) integers in 0..T: how many steps of each sample are valid. Outputs past them are zero, h_n is the
+            state at the last valid step, and the reverse direction starts there.
+        gate_bias: (T,N,D*3K,H,W) or (T,N,D*3K,1,1), unbatched without N: added to the pre-activations r|z|n of the first
+            layer (forward direction's 3K channels first). With input=None it stands for W*x + b_ih (precomputed or
+            hoisted); weight_ih and bias_ih of the first layer are then not used.
+        variant: "gru-rcn" or "cudnn".
+        recompute: keep only the states for the backward pass and compute the gates again there.
+
+    Returns:
+        output (T,N,D*K,H,W) in the input's order, channels last in memory if the input is; h_n (L*D,N,K,H,W).
+
+    Raises:
+        TypeError: an argument of the wrong type. ValueError: a wrong shape, dtype, device or value, or a backend that
+            was named and cannot run this. The message names the argument, what was expected and what came.
+
+    Under autocast all tensors but float64 ones are computed in autocast's dtype, and the result has it.
+    """
+    _check_number("num_layers", num_layers, int, 1)
+    _check_variant(variant)
+    _check_number("dropout", dropout, (int, float), 0, 1)
+    D = 2 if bidirectional else 1
+    layers = _split_params(params, bool(has_biases), num_layers * D)
+    K = layers[0][1].size(1)
+
+    first = _required(input, gate_bias)
+    name = "input" if input is not None else "gate_bias"
+    if first.dim() not in (4, 5):
+        raise ValueError(f"{name}: expected 5 dimensions (T,N,C,H,W), or 4 unbatched, got {_shape(first)}")
+    batched = first.dim() == 5
+    if not batched:
+        input, gate_bias = _unsqueeze(input, 1), _unsqueeze(gate_bias, 1)
+        if hx is not None:
+            _check_tensor("hx", hx)
+            if hx.dim() != 4:
+                raise ValueError(f"hx: expected (L*D,K,H,W) for unbatched input, got {_shape(hx)}")
+            hx = hx.unsqueeze(1)
+        if lengths is not None:
+            raise ValueError("lengths: expected None for unbatched input, got lengths")
+    elif batch_first:
+        input = None if input is None else input.transpose(0, 1)
+        if gate_bias is not None:
+            _check_tensor("gate_bias", gate_bias)
+            gate_bias = gate_bias.transpose(0, 1)
+
+    T, N, H, W = _check_inputs(input, hx, gate_bias, layers, D, K)
+    valid = None if lengths is None else _check_lengths(lengths, T, N, layers[0][1].device)
+
+    backend = _choose_backend(layers[0][1], variant)
+    x, states = input, []
+    for layer in range(num_layers):
+        outputs = []
+        for direction in range(D):
+            index = layer * D + direction
+            extra = None
+            if layer == 0 and gate_bias is not None:
+                extra = gate_bias if D == 1 else gate_bias.narrow(2, direction * 3 * K, 3 * K)
+            h0 = None if hx is None else hx[index]
+            output = _run(backend, x, h0, layers[index], extra, valid, variant, direction == 1, recompute)
+            outputs.append(output)
+            states.append(_last_state(output, h0, valid, direction == 1))
+        x = outputs[0] if D == 1 else torch.cat(outputs, dim=2)
+        if layer + 1 < num_layers and train and dropout > 0:
+            x = F.dropout(x, dropout)
+    assert x is not None
+    h_n = torch.stack(states)
+    if not batched:
+        return x.squeeze(1), h_n.squeeze(1)
+    return (x.transpose(0, 1) if batch_first else x), h_n
+
+
+def conv_gru_cell(
+    input: Tensor | None,
+    hx: Tensor | None,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Tensor | None = None,
+    bias_hh: Tensor | None = None,
+    *,
+    gate_bias: Tensor | None = None,
+    variant: str = "gru-rcn",
+    recompute: bool = False,
+) -> Tensor:
+    """One step of `conv_gru`; `ConvGRUCell` without parameters of its own.
+
+    Args:
+        input: (N,C,H,W) or unbatched (C,H,W); None if `gate_bias` replaces the input convolution.
+        hx: state (N,K,H,W) or (K,H,W); None is zeros.
+        weight_ih: (3K,C,kh,kw). weight_hh: (3K,K,kh,kw). bias_ih, bias_hh: (3K,) or None. Gates are stacked r|z|n.
+        gate_bias: (N,3K,H,W) or (N,3K,1,1), unbatched without N; as in `conv_gru`.
+        variant, recompute: as in `conv_gru`.
+
+    Returns:
+        The next state, (N,K,H,W) or (K,H,W).
+
+    Raises:
+        TypeError, ValueError: as `conv_gru`.
+    """
+    _check_variant(variant)
+    layer = (weight_ih, weight_hh, bias_ih, bias_hh)
+    _check_layer(layer, PARAMETER_NAMES)
+    K = weight_hh.size(1)
+    first = _required(input, gate_bias)
+    name = "input" if input is not None else "gate_bias"
+    if first.dim() not in (3, 4):
+        raise ValueError(f"{name}: expected 4 dimensions (N,C,H,W), or 3 unbatched, got {_shape(first)}")
+    batched = first.dim() == 4
+    if not batched:
+        input, hx, gate_bias = _unsqueeze(input, 0), _unsqueeze(hx, 0), _unsqueeze(gate_bias, 0)
+    input, hx, gate_bias = _unsqueeze(input, 0), _unsqueeze(hx, 0), _unsqueeze(gate_bias, 0)
+    _check_inputs(input, hx, gate_bias, [layer], 1, K)
+    h0 = None if hx is None else hx[0]
+    backend = _choose_backend(weight_hh, variant)
+    h = _run(backend, input, h0, layer, gate_bias, None, variant, False, recompute)[0]
+    return h if batched else h[0]
+
+
+def _choose_backend(weight: Tensor, variant: str) -> backends.Backend:
+    device_type, dtype = weight.device.type, weight.dtype
+    if torch.is_autocast_enabled(device_type) and dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(device_type)
+    return backends.choose(backends.Problem(device_type, dtype, variant, forward_ad._current_level >= 0))
+
+
+def _run(
+    backend: backends.Backend,
+    input: Tensor | None,
+    hx: Tensor | None,
+    layer: Layer,
+    gate_bias: Tensor | None,
+    lengths: Tensor | None,
+    variant: str,
+    reverse: bool,
+    recompute: bool,
+) -> Tensor:
+    """One layer, one direction: all states (T,N,K,H,W)."""
+    weight_ih, weight_hh, bias_ih, bias_hh = layer
+    args = (input, hx, weight_ih, weight_hh, bias_ih, bias_hh, gate_bias)
+    if input is None:
+        args = (None, hx, None, weight_hh, None, bias_hh, gate_bias)
+    needs_grad = torch.is_grad_enabled() and any(arg is not None and arg.requires_grad for arg in args)
+    return backend.conv_gru(*args, lengths, variant, reverse, save_gates=needs_grad and not recompute)
+
+
+def _last_state(output: Tensor, hx: Tensor | None, lengths: Tensor | None, reverse: bool) -> Tensor:
+    """The state (N,K,H,W) after a sample's last step, of outputs (T,N,K,H,W)."""
+    if output.size(0) == 0:
+        return output.new_zeros(output.shape[1:]) if hx is None else hx
+    if lengths is None:
+        return output[0 if reverse else -1]
+    last = torch.zeros_like(lengths) if reverse else (lengths - 1).clamp(min=0)
+    state = output[last, torch.arange(output.size(1), device=output.device)]
+    return state if hx is None else torch.where((lengths > 0).view(-1, 1, 1, 1), state, hx)
+
+
+# Checks. Each message names the argument, what was expected and what came.
+
+
+def _shape(tensor: Tensor) -> str:
+    return f"shape {tuple(tensor.shape)}"
+
+
+def _check_tensor(name: str, value: object) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: expected a Tensor, got {type(value).__name__}")
+
+
+def _check_number(name: str, value: object, types: type | tuple[type, ...], low: float, high: float = float("inf")) -> None:
+    if not isinstance(value, types) or isinstance(value, bool):
+        raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
+    if not low <= value <= high:  # type: ignore[operator]
+        upper = "" if high == float("inf") else f" and at most {high}"
+        raise ValueError(f"{name}: expected at least {low}{upper}, got {value}")
+
+
+def _check_variant(variant: object) -> None:
+    if variant not in VARIANTS:
+        raise ValueError(f"variant: expected one of {', '.join(map(repr, VARIANTS))}, got {variant!r}")
+
+
+def _required(input: Tensor | None, gate_bias: Tensor | None) -> Tensor:
+    if input is None and gate_bias is None:
+        raise ValueError("input: expected a Tensor, or None together with gate_bias; got None for both")
+    if input is not None:
+        _check_tensor("input", input)
+    if gate_bias is not None:
+        _check_tensor("gate_bias", gate_bias)
+    return input if input is not None else gate_bias  # type: ignore[return-value]
+
+
+def _unsqueeze(tensor: Tensor | None, dim: int) -> Tensor | None:
+    return None if tensor is None else tensor.unsqueeze(dim)
+
+
+def _split_params(params: Sequence[Tensor], has_biases: bool, count: int) -> list[Layer]:
+    """The flat list of parameters as one tuple for each of `count` layers and directions."""
+    per_layer = 4 if has_biases else 2
+    if len(params) != count * per_layer:
+        raise ValueError(
+            f"params: expected {count * per_layer} tensors ({per_layer} for each of {count} layers and directions), "
+            f"got {len(params)}"
+        )
+    layers: list[Layer] = []
+    for index in range(count):
+        weight_ih, weight_hh, *biases = params[index * per_layer : (index + 1) * per_layer]
+        layer = (weight_ih, weight_hh, *(biases or (None, None)))
+        _check_layer(layer, tuple(f"params[{index * per_layer + i}] ({n})" for i, n in enumerate(PARAMETER_NAMES)))
+        layers.append(layer)
+    return layers
+
+
+def _check_layer(layer: Layer, names: tuple[str, ...]) -> None:
+    """Types, shapes and dtypes of one layer's parameters among themselves."""
+    weight_ih, weight_hh, bias_ih, bias_hh = layer
+    for name, tensor in zip(names, layer):
+        if tensor is not None:
+            _check_tensor(name, tensor)
+    if not weight_hh.dtype.is_floating_point:
+        raise TypeError(f"{names[1]}: expected a floating-point dtype, got {weight_hh.dtype}")
+    if weight_hh.dim() != 4 or weight_hh.size(0) != 3 * weight_hh.size(1):
+        raise ValueError(f"{names[1]}: expected (3K,K,kh,kw), got {_shape(weight_hh)}")
+    three_k, _, kh, kw = weight_hh.shape
+    if kh % 2 == 0 or kw % 2 == 0:
+        raise ValueError(f"{names[1]}: expected an odd kernel, got {kh}x{kw}")
+    if weight_ih.dim() != 4 or weight_ih.size(0) != three_k or weight_ih.shape[2:] != weight_hh.shape[2:]:
+        raise ValueError(f"{names[0]}: expected ({three_k},C,{kh},{kw}), got {_shape(weight_ih)}")
+    for name, bias in ((names[2], bias_ih), (names[3], bias_hh)):
+        if bias is not None and bias.shape != (three_k,):
+            raise ValueError(f"{name}: expected ({three_k},), got {_shape(bias)}")
+    for name, tensor in zip(names, layer):
+        if tensor is not None:
+            _check_same(name, tensor, weight_hh)
+
+
+def _check_same(name: str, tensor: Tensor, weight: Tensor) -> None:
+    """Same device as the weights, and same dtype unless autocast will see to that."""
+    if tensor.device != weight.device:
+        raise ValueError(f"{name}: expected the weights' device {weight.device}, got {tensor.device}")
+    if tensor.dtype != weight.dtype:
+        both_cast = tensor.is_floating_point() and torch.float64 not in (tensor.dtype, weight.dtype)
+        if not (both_cast and torch.is_autocast_enabled(weight.device.type)):
+            raise ValueError(f"{name}: expected the weights' dtype {weight.dtype}, got {tensor.dtype}")
+
+
+def _check_inputs(
+    input: Tensor | None, hx: Tensor | None, gate_bias: Tensor | None, layers: list[Layer], D: int, K: int
+) -> tuple[int, int, int, int]:
+    """Checks input (T,N,C,H,W), hx (L*D,N,K,H,W) and gate_bias (T,N,D*3K,H,W) against each other and the parameters;
+    returns T, N, H, W."""
+    for index, (weight_ih, weight_hh, _, _) in enumerate(layers):
+        if weight_hh.shape[:2] != (3 * K, K):
+            raise ValueError(f"params: expected the same K={K} in every layer, got weight_hh {_shape(weight_hh)}")
+        if index >= D and weight_ih.size(1) != D * K:
+            raise ValueError(f"params: expected weight_ih (3K,{D * K},kh,kw) above layer 0, got {_shape(weight_ih)}")
+        _check_same("params", weight_hh, layers[0][1])
+    if input is not None:
+        T, N, C, H, W = input.shape
+        expected = layers[0][0].size(1)
+        if expected != C:
+            raise ValueError(f"input: expected {expected} channels, got {C} in {_shape(input)}")
+        if H == 0 or W == 0:
+            raise ValueError(f"input: expected at least one pixel, got {_shape(input)}")
+        _check_same("input", input, layers[0][1])
+    else:
+        assert gate_bias is not None
+        T, N, _, H, W = gate_bias.shape
+        if hx is not None and hx.dim() == 5 and (H, W) == (1, 1):
+            H, W = hx.shape[3:]
+    if gate_bias is not None:
+        if gate_bias.dim() != 5 or gate_bias.shape[:3] != (T, N, D * 3 * K) or (
+            gate_bias.shape[3:] != (H, W) and gate_bias.shape[3:] != (1, 1)
+        ):
+            raise ValueError(
+                f"gate_bias: expected T={T}, N={N}, {D * 3 * K} channels and {H}x{W} or 1x1 pixels, got "
+                f"{_shape(gate_bias)} (T, N, channels, H, W)"
+            )
+        _check_same("gate_bias", gate_bias, layers[0][1])
+    if hx is not None:
+        _check_tensor("hx", hx)
+        if hx.shape != (len(layers), N, K, H, W):
+            raise ValueError(f"hx: expected (L*D,N,K,H,W) = {(len(layers), N, K, H, W)}, got {_shape(hx)}")
+        _check_same("hx", hx, layers[0][1])
+    return T, N, H, W
+
+
+def _check_lengths(lengths: Tensor | Sequence[int], T: int, N: int, device: torch.device) -> Tensor:
+    if not isinstance(lengths, Tensor):
+        lengths = torch.tensor(lengths)
+    if lengths.dtype.is_floating_point or lengths.dtype.is_complex or lengths.dtype == torch.bool:
+        raise TypeError(f"lengths: expected integers, got {lengths.dtype}")
+    if lengths.shape != (N,):
+        raise ValueError(f"lengths: expected ({N},), got {_shape(lengths)}")
+    # Values are read where that neither waits for a device nor breaks a graph; the kernels are safe for any value.
+    if lengths.is_cpu and not torch.compiler.is_compiling() and N and (lengths.min() < 0 or lengths.max() > T):
+        raise ValueError(f"lengths: expected 0 to T={T}, got {lengths.tolist()}")
+    return lengths.to(device=device, dtype=torch.int64)

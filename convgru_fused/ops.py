@@ -1,0 +1,261 @@
+"""The native operators and the four rules that follow each of them: fake, autograd, autocast, vmap.
+
+    convgru_fused::conv_gru            a layer over a whole sequence -> its states, and the gates kept for the backward
+    convgru_fused::conv_gru_backward   its gradient
+
+Their schemas are in csrc/ops.cpp, the implementations in csrc/<dispatch key>/. Where the library is not built this
+module imports all the same and `missing_reason` says why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import eager
+
+NUM_DIFFERENTIABLE = 7  # the leading arguments: input, hx, weight_ih, weight_hh, bias_ih, bias_hh, gate_bias
+GATES_KEPT = {"gru-rcn": 3, "cudnn": 4}  # planes of K channels: r, z, n, and for "cudnn" q = U_n*h + b_hn
+
+
+def _load() -> str:
+    """Loads the compiled operators; returns why that was not possible, or ""."""
+    libraries = sorted(Path(__file__).parent.glob("_C*.so"))
+    if not libraries:
+        return "the compiled extension is missing; build it with `pip install --no-build-isolation -e .`"
+    try:
+        torch.ops.load_library(str(libraries[0]))
+    except OSError as error:
+        return f"the compiled extension does not load ({error}); build it again for this torch"
+    return ""
+
+
+missing_reason = _load()
+
+
+def conv_gru(
+    input: Tensor | None,
+    hx: Tensor | None,
+    weight_ih: Tensor | None,
+    weight_hh: Tensor,
+    bias_ih: Tensor | None,
+    bias_hh: Tensor | None,
+    gate_bias: Tensor | None,
+    lengths: Tensor | None,
+    variant: str,
+    reverse: bool,
+    *,
+    save_gates: bool,
+) -> Tensor:
+    """`eager.conv_gru` as one native operator. save_gates keeps r, z, n for the backward pass, which otherwise computes
+    them again from the states."""
+    output, _ = torch.ops.convgru_fused.conv_gru(
+        input, hx, weight_ih, weight_hh, bias_ih, bias_hh, gate_bias, lengths, variant, reverse, save_gates
+    )
+    return output
+
+
+# Fake: shapes and strides without data.
+
+
+def _is_channels_last(images: Tensor) -> bool:
+    """Whether (...,C,H,W) lies in memory as (...,H,W,C); the same test as in csrc/cpu/recurrence.cpp."""
+    return images.stride(-3) == 1
+
+
+def _empty_like_images(images: Tensor, shape: Sequence[int]) -> Tensor:
+    """An uninitialised (...,O,H,W) in the memory format of `images`."""
+    if not _is_channels_last(images):
+        return images.new_empty(shape)
+    *batch, channels, height, width = shape
+    return images.new_empty((*batch, height, width, channels)).movedim(-1, -3)
+
+
+def _problem_images(input: Tensor | None, hx: Tensor | None, gate_bias: Tensor | None) -> tuple[Tensor, Any, Any]:
+    """The images whose memory format the output takes, and the sizes (T, N) and (H, W)."""
+    sequence = gate_bias if input is None else input
+    assert sequence is not None
+    images = sequence if input is not None or hx is None else hx
+    return images, sequence.shape[:2], images.shape[-2:]
+
+
+def _conv_gru_fake(
+    input: Tensor | None,
+    hx: Tensor | None,
+    weight_ih: Tensor | None,
+    weight_hh: Tensor,
+    bias_ih: Tensor | None,
+    bias_hh: Tensor | None,
+    gate_bias: Tensor | None,
+    lengths: Tensor | None,
+    variant: str,
+    reverse: bool,
+    save_gates: bool,
+) -> tuple[Tensor, Tensor]:
+    images, (T, N), (H, W) = _problem_images(input, hx, gate_bias)
+    K = weight_hh.size(1)
+    gates_shape = (T, N, H, W, GATES_KEPT[variant] * K) if save_gates else (0,)
+    return _empty_like_images(images, (T, N, K, H, W)), weight_hh.new_empty(gates_shape)
+
+
+def _conv_gru_backward_fake(grad_output: Tensor, *args: Any) -> tuple[Tensor, ...]:
+    inputs, output_mask = args[:NUM_DIFFERENTIABLE], args[-1]
+    gradients = []
+    for needed, tensor in zip(output_mask, inputs, strict=True):
+        if not needed:
+            gradients.append(grad_output.new_empty(0))
+        elif tensor.dim() >= 4 and tensor is not args[2] and tensor is not args[3]:
+            gradients.append(_empty_like_images(tensor, tensor.shape))
+        else:
+            gradients.append(tensor.new_empty(tensor.shape))
+    return tuple(gradients)
+
+
+# Autograd: the gradient of conv_gru is conv_gru_backward; that of conv_gru_backward is autograd's own, on the eager code.
+
+
+def _conv_gru_setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    *tensors, variant, reverse, _save_gates = inputs
+    states, gates = output
+    # The inputs are the caller's own tensors, kept for the weight gradient and for double backward; ours are the gates.
+    ctx.save_for_backward(*tensors, states, gates)
+    ctx.variant, ctx.reverse = variant, reverse
+    ctx.mark_non_differentiable(gates)
+    ctx.set_materialize_grads(False)
+
+
+def _conv_gru_autograd(ctx: Any, grad_output: Tensor | None, _grad_gates: None) -> tuple[Tensor | None, ...]:
+    nothing = (None,) * (len(ctx.saved_tensors) - 2 + 3)
+    if grad_output is None:
+        return nothing
+    mask = list(ctx.needs_input_grad[:NUM_DIFFERENTIABLE])
+    gradients = torch.ops.convgru_fused.conv_gru_backward(
+        grad_output, *ctx.saved_tensors, ctx.variant, ctx.reverse, mask
+    )
+    needed = tuple(gradient if keep else None for gradient, keep in zip(gradients, mask, strict=True))
+    return needed + nothing[NUM_DIFFERENTIABLE:]
+
+
+def _conv_gru_backward_setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    grad_output, *tensors, _states, _gates, variant, reverse, mask = inputs
+    ctx.save_for_backward(grad_output, *tensors)
+    ctx.variant, ctx.reverse, ctx.mask = variant, reverse, mask
+    ctx.set_materialize_grads(False)
+
+
+def _conv_gru_backward_autograd(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Double backward. States and gates are functions of the other inputs, so these receive the whole derivative."""
+    create_graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        # Aliases, so that two arguments that are one tensor are two variables here.
+        grad_output, *tensors = (None if t is None else t.view_as(t) for t in ctx.saved_tensors)
+        inputs, lengths = tensors[:NUM_DIFFERENTIABLE], tensors[NUM_DIFFERENTIABLE]
+        wanted = [t.requires_grad_() for t, needed in zip(inputs, ctx.mask, strict=True) if needed]
+        grad_output.requires_grad_()
+        states = eager.conv_gru(*inputs, lengths, ctx.variant, ctx.reverse)
+        first = torch.autograd.grad(states, wanted, grad_output, create_graph=True, materialize_grads=True)
+        received = [grad for grad, needed in zip(grads, ctx.mask, strict=True) if needed]
+        pairs = [(f, g) for f, g in zip(first, received, strict=True) if g is not None and f.requires_grad]
+        variables = [t for t in (grad_output, *inputs) if t is not None and t.requires_grad]
+    if not pairs:
+        return (None,) * (len(ctx.saved_tensors) + 5)
+    second = iter(
+        torch.autograd.grad(
+            [f for f, _ in pairs],
+            variables,
+            [g for _, g in pairs],
+            create_graph=create_graph,
+            allow_unused=True,
+        )
+    )
+    gradients = [next(second) if t is not None and t.requires_grad else None for t in (grad_output, *inputs)]
+    return (*gradients, *(None,) * 6)  # lengths, states, gates, variant, reverse, mask
+
+
+# Autocast: compute in autocast's dtype. conv_gru_backward needs no rule: it runs in the dtypes that the forward had.
+
+
+def autocast(args: Sequence[Any], device_type: str) -> tuple[Any, ...]:
+    """args with every floating-point tensor that is not float64 in autocast's dtype for device_type."""
+    dtype = torch.get_autocast_dtype(device_type)
+    return tuple(
+        arg.to(dtype)
+        if isinstance(arg, Tensor) and arg.is_floating_point() and arg.dtype != torch.float64
+        else arg
+        for arg in args
+    )
+
+
+def _conv_gru_autocast(*args: Any) -> tuple[Tensor, Tensor]:
+    with torch.autocast("cpu", enabled=False):
+        return torch.ops.convgru_fused.conv_gru(*autocast(args, "cpu"))
+
+
+# vmap: a mapped axis becomes part of N, unless parameters are mapped or their gradients are asked for; then, a loop.
+
+# Where N is in each leading tensor argument of conv_gru; None for parameters, which have no N.
+_BATCH_AXIS = (1, 0, None, None, None, None, 1, 0)
+
+
+def _fold(arg: Tensor | None, in_dim: int | None, axis: int, size: int) -> Tensor | None:
+    """The mapped axis in_dim of arg merged into its batch axis; arg is repeated where it is not mapped."""
+    if arg is None:
+        return None
+    arg = arg.unsqueeze(axis).expand(*arg.shape[:axis], size, *arg.shape[axis:]) if in_dim is None else arg.movedim(in_dim, axis)
+    return arg.flatten(axis, axis + 1)
+
+
+def _loop(op: Any, info: Any, in_dims: tuple[int | None, ...], args: tuple[Any, ...]) -> tuple[Any, Any]:
+    results = [
+        op(*(arg if dim is None else arg.select(dim, i) for arg, dim in zip(args, in_dims, strict=True)))
+        for i in range(info.batch_size)
+    ]
+    return tuple(torch.stack(column) for column in zip(*results, strict=True)), (0,) * len(results[0])
+
+
+def _dims(in_dims: Any) -> tuple[int | None, ...]:
+    """in_dims of the arguments; that of a list argument comes as a list, and is none of ours."""
+    return tuple(dim if isinstance(dim, int) else None for dim in in_dims)
+
+
+def _conv_gru_vmap(info: Any, in_dims: Any, *args: Any) -> tuple[Any, Any]:
+    in_dims = _dims(in_dims)
+    op = torch.ops.convgru_fused.conv_gru
+    if any(dim is not None for dim, axis in zip(in_dims, _BATCH_AXIS) if axis is None):
+        return _loop(op, info, in_dims, args)
+    tensors, (variant, reverse, save_gates) = args[: len(_BATCH_AXIS)], args[len(_BATCH_AXIS) :]
+    folded = [
+        arg if axis is None else _fold(arg, dim, axis, info.batch_size)
+        for arg, dim, axis in zip(tensors, in_dims, _BATCH_AXIS)
+    ]
+    output, gates = op(*folded, variant, reverse, save_gates)
+    output = output.unflatten(1, (info.batch_size, -1))
+    return (output, gates.unflatten(1, (info.batch_size, -1)) if save_gates else gates), (1, 1 if save_gates else None)
+
+
+def _conv_gru_backward_vmap(info: Any, in_dims: Any, *args: Any) -> tuple[Any, Any]:
+    # Every use that matters (per-sample gradients) asks for parameter gradients, which a fold would sum over the map.
+    return _loop(torch.ops.convgru_fused.conv_gru_backward, info, _dims(in_dims), args)
+
+
+def _register() -> torch.library.Library:
+    forward, backward = "convgru_fused::conv_gru", "convgru_fused::conv_gru_backward"
+    torch.library.register_fake(forward, _conv_gru_fake)
+    torch.library.register_fake(backward, _conv_gru_backward_fake)
+    torch.library.register_autograd(forward, _conv_gru_autograd, setup_context=_conv_gru_setup_context)
+    torch.library.register_autograd(
+        backward, _conv_gru_backward_autograd, setup_context=_conv_gru_backward_setup_context
+    )
+    torch.library.register_vmap(forward, _conv_gru_vmap)
+    torch.library.register_vmap(backward, _conv_gru_backward_vmap)
+    library = torch.library.Library("convgru_fused", "FRAGMENT")
+    library.impl("conv_gru", _conv_gru_autocast, "AutocastCPU")
+    return library
+
+
+if not missing_reason:
+    _library = _register()  # kept alive: its registrations end with it

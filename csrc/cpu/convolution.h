@@ -1,0 +1,42 @@
+// "Same" convolutions of channels-last images: the one place that decides which code runs a convolution on the CPU.
+// Now: a matrix product for 1x1 kernels, PyTorch's own convolution otherwise.
+#pragma once
+#include <torch/csrc/stable/tensor.h>
+
+#include <optional>
+
+namespace convgru::cpu {
+
+using torch::stable::Tensor;
+
+// Images are (B,channels,H,W) whose memory is a dense (B,H,W,channels).
+class Convolution {
+ public:
+  // weight (O,I,kh,kw), kh and kw odd
+  explicit Convolution(const Tensor& weight);
+
+  // x (B,I,H,W), bias (O,) -> (B,O,H,W)
+  Tensor forward(const Tensor& x, const std::optional<Tensor>& bias) const;
+
+  // The transposed convolution: grad (B,O,H,W) -> (B,I,H,W); x (B,I,H,W) gives shape and layout, its values do not matter
+  Tensor grad_input(const Tensor& x, const Tensor& grad) const;
+
+  // x (B,I,H,W), grad (B,O,H,W), whose pixels may be wider apart than O -> (O,I,kh,kw)
+  Tensor grad_weight(const Tensor& x, const Tensor& grad) const;
+
+ private:
+  struct Gradients {
+    Tensor input, weight;
+  };
+  Gradients backward(const Tensor& x, const Tensor& grad, bool input, bool weight) const;
+
+  Tensor weight_;
+  int64_t out_, in_, kernel_h_, kernel_w_;
+};
+
+// A view of channels-last memory as (batch,channels,H,W); pixel_stride elements from one pixel to the next.
+Tensor images_view(
+    const void* data, const Tensor& like, int64_t batch, int64_t channels, int64_t height, int64_t width,
+    int64_t pixel_stride);
+
+}  // namespace convgru::cpu

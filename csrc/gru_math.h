@@ -1,0 +1,95 @@
+// The element maths of the GRU gates, forward and derivative side by side, for every native kernel, host and device.
+// Everything has internal linkage: the CPU kernels compile this file once for each instruction set.
+#pragma once
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#ifdef __CUDACC__
+#define CONVGRU_HOST_DEVICE __host__ __device__ __forceinline__
+#else
+#define CONVGRU_HOST_DEVICE inline __attribute__((always_inline))
+#endif
+
+namespace convgru {
+namespace {
+
+// a*b + c, rounded once where the target has the instruction. The build forbids the compiler to contract by itself, so
+// that the vector body and the scalar tail of a loop round alike and results do not depend on how work is split.
+CONVGRU_HOST_DEVICE float fma(float a, float b, float c) {
+#if defined(__FMA__) || defined(__ARM_FEATURE_FMA) || defined(__CUDA_ARCH__)
+  return __builtin_fmaf(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+
+struct ExpParts {
+  float expm1;  // exp(r) - 1 for the remainder r in [-ln2/2, ln2/2]
+  float scale;  // 2^n
+};
+
+// exp(x) = scale * (expm1 + 1) for |x| <= 87: x = n ln2 + r, Taylor series of degree 7 in r (relative error 6e-9).
+CONVGRU_HOST_DEVICE ExpParts exp_parts(float x) {
+  constexpr float kLog2E = 1.44269504f;
+  constexpr float kLn2High = 0.693359375f;  // 9 bits: n * kLn2High is exact
+  constexpr float kLn2Low = -2.12194440e-4f;
+  constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, kept in the low mantissa bits
+  const float shifted = fma(x, kLog2E, kRound);
+  const float n = shifted - kRound;
+  const float r = fma(n, -kLn2Low, fma(n, -kLn2High, x));
+  float p = 1.0f / 5040;
+  p = fma(p, r, 1.0f / 720);
+  p = fma(p, r, 1.0f / 120);
+  p = fma(p, r, 1.0f / 24);
+  p = fma(p, r, 1.0f / 6);
+  p = fma(p, r, 1.0f / 2);
+  p = fma(p, r, 1.0f);
+  int32_t bits;
+  memcpy(&bits, &shifted, sizeof bits);
+  bits = static_cast<int32_t>((static_cast<uint32_t>(bits) + 127u) << 23);
+  float scale;
+  memcpy(&scale, &bits, sizeof scale);
+  return {p * r, scale};
+}
+
+// Comparisons are written so that a NaN passes through.
+CONVGRU_HOST_DEVICE float clamp(float x, float low, float high) {
+  x = x < low ? low : x;
+  return x > high ? high : x;
+}
+
+// 1 / (1 + exp(-x)), within 2.5 ulp (tests/test_native_math.py measures it).
+CONVGRU_HOST_DEVICE float sigmoid(float x) {
+  const ExpParts e = exp_parts(clamp(-x, -87.0f, 87.0f));
+  return 1.0f / (1.0f + fma(e.scale, e.expm1, e.scale));
+}
+
+// expm1(2x) / (expm1(2x) + 2), accurate for small x too; beyond |x| = 10 the result is +-1 in fp32.
+CONVGRU_HOST_DEVICE float tanh(float x) {
+  const ExpParts e = exp_parts(2.0f * clamp(x, -10.0f, 10.0f));
+  const float m = fma(e.scale, e.expm1, e.scale - 1.0f);
+  return m / (m + 2.0f);
+}
+
+CONVGRU_HOST_DEVICE double sigmoid(double x) { return 1.0 / (1.0 + std::exp(-x)); }
+CONVGRU_HOST_DEVICE double tanh(double x) { return std::tanh(x); }
+
+// Derivatives in terms of the function's value.
+template <class A>
+CONVGRU_HOST_DEVICE A sigmoid_derivative(A s) {
+  return s * (A(1) - s);
+}
+template <class A>
+CONVGRU_HOST_DEVICE A tanh_derivative(A n) {
+  return A(1) - n * n;
+}
+
+// (1-w) from + w to: h' = blend(h, n, z) in "gru-rcn", blend(n, h, z) in "cudnn".
+template <class A>
+CONVGRU_HOST_DEVICE A blend(A from, A to, A w) {
+  return (A(1) - w) * from + w * to;
+}
+
+}  // namespace
+}  // namespace convgru

@@ -1,0 +1,41 @@
+"""Build logic only: the compiled parts of convgru_fused. Metadata is in pyproject.toml.
+
+_C            the operators, through LibTorch's stable ABI: no Python in it, one binary for torch >= 2.11
+_build_info   how it was built, through pybind11: no torch in it
+"""
+
+from pathlib import Path
+
+from pybind11 import get_include as pybind11_include
+from setuptools import Extension, setup
+from torch.utils.cpp_extension import BuildExtension, CppExtension
+
+CSRC = Path("csrc")
+STABLE_ABI_TARGET = "0x020b000000000000"  # torch 2.11
+# The kernels say themselves where to fuse multiply and add (csrc/gru_math.h) and which loops to vectorise.
+COMPILE_FLAGS = ["-std=c++20", "-O3", "-ffp-contract=off", "-fopenmp-simd", "-fvisibility=hidden", "-Wall", "-Wextra"]
+
+
+def sources(*patterns: str) -> list[str]:
+    return sorted(str(path) for pattern in patterns for path in CSRC.glob(pattern))
+
+
+setup(
+    ext_modules=[
+        CppExtension(
+            "convgru_fused._C",
+            sources("ops.cpp", "cpu/*.cpp"),
+            define_macros=[("TORCH_TARGET_VERSION", STABLE_ABI_TARGET), ("Py_LIMITED_API", "0x030A0000")],
+            extra_compile_args=[*COMPILE_FLAGS, "-Wno-unused-parameter"],
+            py_limited_api=True,
+        ),
+        Extension(
+            "convgru_fused._build_info",
+            sources("build_info.cpp", "cpu/capability.cpp"),
+            include_dirs=[pybind11_include()],
+            extra_compile_args=COMPILE_FLAGS,
+            language="c++",
+        ),
+    ],
+    cmdclass={"build_ext": BuildExtension},
+)
