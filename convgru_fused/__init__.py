@@ -3,6 +3,7 @@
 from . import functional
 from .backends import backends, use_backend
 from .modules import ConvGRU, ConvGRUCell
+from .numerics import precision
 
 __version__ = "0.1.0"
-__all__ = ["ConvGRU", "ConvGRUCell", "backends", "functional", "use_backend"]
+__all__ = ["ConvGRU", "ConvGRUCell", "backends", "functional", "precision", "use_backend"]

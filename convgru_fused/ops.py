@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import eager
+from . import eager, numerics
 
 NUM_DIFFERENTIABLE = 7  # the leading arguments: input, hx, weight_ih, weight_hh, bias_ih, bias_hh, gate_bias
 GATES_KEPT = {"gru-rcn": 3, "cudnn": 4}  # planes of K channels: r, z, n, and for "cudnn" q = U_n*h + b_hn
@@ -53,8 +53,9 @@ def conv_gru(
 ) -> Tensor:
     """`eager.conv_gru` as one native operator. save_gates keeps r, z, n for the backward pass, which otherwise computes
     them again from the states."""
+    fast = numerics.is_fast()
     output, _ = torch.ops.convgru_fused.conv_gru(
-        input, hx, weight_ih, weight_hh, bias_ih, bias_hh, gate_bias, lengths, variant, reverse, save_gates
+        input, hx, weight_ih, weight_hh, bias_ih, bias_hh, gate_bias, lengths, variant, reverse, fast, save_gates
     )
     return output
 
@@ -94,6 +95,7 @@ def _conv_gru_fake(
     lengths: Tensor | None,
     variant: str,
     reverse: bool,
+    fast: bool,
     save_gates: bool,
 ) -> tuple[Tensor, Tensor]:
     images, (T, N), (H, W) = _problem_images(input, hx, gate_bias)
@@ -119,29 +121,27 @@ def _conv_gru_backward_fake(grad_output: Tensor, *args: Any) -> tuple[Tensor, ..
 
 
 def _conv_gru_setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    *tensors, variant, reverse, _save_gates = inputs
+    *tensors, variant, reverse, fast, _save_gates = inputs
     states, gates = output
     # The inputs are the caller's own tensors, kept for the weight gradient and for double backward; ours are the gates.
     ctx.save_for_backward(*tensors, states, gates)
-    ctx.variant, ctx.reverse = variant, reverse
+    ctx.options = (variant, reverse, fast)
     ctx.mark_non_differentiable(gates)
     ctx.set_materialize_grads(False)
 
 
 def _conv_gru_autograd(ctx: Any, grad_output: Tensor | None, _grad_gates: None) -> tuple[Tensor | None, ...]:
-    nothing = (None,) * (len(ctx.saved_tensors) - 2 + 3)
+    nothing = (None,) * (len(ctx.saved_tensors) - 2 + 4)  # tensors but states and gates; variant, reverse, fast, save_gates
     if grad_output is None:
         return nothing
     mask = list(ctx.needs_input_grad[:NUM_DIFFERENTIABLE])
-    gradients = torch.ops.convgru_fused.conv_gru_backward(
-        grad_output, *ctx.saved_tensors, ctx.variant, ctx.reverse, mask
-    )
+    gradients = torch.ops.convgru_fused.conv_gru_backward(grad_output, *ctx.saved_tensors, *ctx.options, mask)
     needed = tuple(gradient if keep else None for gradient, keep in zip(gradients, mask, strict=True))
     return needed + nothing[NUM_DIFFERENTIABLE:]
 
 
 def _conv_gru_backward_setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    grad_output, *tensors, _states, _gates, variant, reverse, mask = inputs
+    grad_output, *tensors, _states, _gates, variant, reverse, _fast, mask = inputs
     ctx.save_for_backward(grad_output, *tensors)
     ctx.variant, ctx.reverse, ctx.mask = variant, reverse, mask
     ctx.set_materialize_grads(False)
@@ -162,7 +162,7 @@ def _conv_gru_backward_autograd(ctx: Any, *grads: Tensor | None) -> tuple[Tensor
         pairs = [(f, g) for f, g in zip(first, received, strict=True) if g is not None and f.requires_grad]
         variables = [t for t in (grad_output, *inputs) if t is not None and t.requires_grad]
     if not pairs:
-        return (None,) * (len(ctx.saved_tensors) + 5)
+        return (None,) * (len(ctx.saved_tensors) + 6)
     second = iter(
         torch.autograd.grad(
             [f for f, _ in pairs],
@@ -173,7 +173,7 @@ def _conv_gru_backward_autograd(ctx: Any, *grads: Tensor | None) -> tuple[Tensor
         )
     )
     gradients = [next(second) if t is not None and t.requires_grad else None for t in (grad_output, *inputs)]
-    return (*gradients, *(None,) * 6)  # lengths, states, gates, variant, reverse, mask
+    return (*gradients, *(None,) * 7)  # lengths, states, gates, variant, reverse, fast, mask
 
 
 # Autocast: compute in autocast's dtype. conv_gru_backward needs no rule: it runs in the dtypes that the forward had.
@@ -227,12 +227,13 @@ def _conv_gru_vmap(info: Any, in_dims: Any, *args: Any) -> tuple[Any, Any]:
     op = torch.ops.convgru_fused.conv_gru
     if any(dim is not None for dim, axis in zip(in_dims, _BATCH_AXIS) if axis is None):
         return _loop(op, info, in_dims, args)
-    tensors, (variant, reverse, save_gates) = args[: len(_BATCH_AXIS)], args[len(_BATCH_AXIS) :]
+    tensors, options = args[: len(_BATCH_AXIS)], args[len(_BATCH_AXIS) :]
+    save_gates = options[-1]
     folded = [
         arg if axis is None else _fold(arg, dim, axis, info.batch_size)
         for arg, dim, axis in zip(tensors, in_dims, _BATCH_AXIS)
     ]
-    output, gates = op(*folded, variant, reverse, save_gates)
+    output, gates = op(*folded, *options)
     output = output.unflatten(1, (info.batch_size, -1))
     return (output, gates.unflatten(1, (info.batch_size, -1)) if save_gates else gates), (1, 1 if save_gates else None)
 

@@ -3,13 +3,28 @@
 #include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
 #include <torch/csrc/stable/ops.h>
 
+#include <algorithm>
 #include <array>
+#include <utility>
+
+#include "winograd.h"
+#include "winograd_weights.h"
 
 namespace convgru::cpu {
 namespace {
 
 namespace stable = torch::stable;
 using torch::headeronly::MemoryFormat;
+using torch::headeronly::ScalarType;
+
+constexpr std::array<int64_t, 2> kOne{1, 1}, kZero{0, 0};
+
+// Measured on Zen 4, two threads (docs/cpu.md): below so many tiles Winograd's larger weights cost more than its fewer
+// multiplications save; tiles transformed together, so that they stay in the second-level cache.
+constexpr int64_t kLeastTiles = 16;
+constexpr int64_t kManyTiles = 56;
+constexpr int64_t kFewTiles = 28;
+constexpr int64_t kSplitTiles = 14;
 
 // A (rows, columns) view of dense channels-last images, or of slices of them.
 Tensor as_matrix(const Tensor& images) {
@@ -21,6 +36,62 @@ Tensor as_matrix(const Tensor& images) {
 
 Tensor transposed(const Tensor& matrix) { return stable::transpose(matrix, 0, 1); }
 
+// Dense (B,H,W,channels) memory as (B,channels,H,W).
+Tensor channels_first_view(const Tensor& memory) {
+  return stable::transpose(stable::transpose(memory, 2, 3), 1, 2);
+}
+
+// Whether a weight (O,I,3,3) fills its memory without gaps, in whatever order.
+bool is_dense(const Tensor& weight) {
+  return weight.is_contiguous() ||
+      (weight.stride(1) == 1 && weight.stride(3) == weight.size(1) && weight.stride(2) == 3 * weight.size(1) &&
+       weight.stride(0) == 9 * weight.size(1));
+}
+
+// The convolution of x (B,I,H,W) by weight (O,I,3,3) or, with gradient, the transposed convolution of x (B,O,H,W).
+Tensor winograd(const Tensor& x, const Tensor& weight, bool gradient, const std::optional<Tensor>& bias) {
+  const int64_t strides[4] = {weight.stride(0), weight.stride(1), weight.stride(2), weight.stride(3)};
+  const auto transformed =
+      winograd_weights(static_cast<const float*>(weight.data_ptr()), weight.size(0), weight.size(1), strides, gradient);
+  WinogradConvolution p{};
+  p.batch = x.size(0);
+  p.height = x.size(2);
+  p.width = x.size(3);
+  p.in = weight.size(gradient ? 0 : 1);
+  p.out = weight.size(gradient ? 1 : 0);
+  const int64_t threads = stable::get_num_threads();
+  const int64_t most = p.in <= 128 ? kManyTiles : kFewTiles;
+  // As many blocks for every thread, and then as large as the cache allows.
+  int64_t blocks = (p.tiles() + most - 1) / most;
+  blocks = (blocks + threads - 1) / threads * threads;
+  p.tiles_per_block = (p.tiles() + blocks - 1) / blocks;
+  p.channel_splits = 1;
+  if (p.tiles_per_block < kSplitTiles) {
+    p.tiles_per_block = std::min(most, p.tiles());
+    p.channel_splits = std::min(threads, p.out / kWinogradChannels);
+  }
+  const Tensor y = stable::new_empty(x, {p.batch, p.height, p.width, p.out});
+  stable::parallel_for(0, p.work_items(), 1, [&](int64_t begin, int64_t end) {
+    winograd_kernels().convolve(
+        begin, end, p, static_cast<const float*>(x.data_ptr()), transformed->data(),
+        bias.has_value() ? static_cast<const float*>(bias->data_ptr()) : nullptr, static_cast<float*>(y.data_ptr()));
+  });
+  return channels_first_view(y);
+}
+
+// PyTorch's own gradients of input and weight; the one that is not asked for is undefined.
+std::pair<Tensor, Tensor> library_backward(
+    const Tensor& x, const Tensor& grad, const Tensor& weight, bool wants_input, bool wants_weight) {
+  const std::array<int64_t, 2> padding{weight.size(2) / 2, weight.size(3) / 2};
+  const std::array<int32_t, 3> mask{wants_input, wants_weight, false};
+  AtenTensorHandle grad_input = nullptr, grad_weight = nullptr, grad_bias = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_convolution_backward(
+      grad.get(), x.get(), weight.get(), /*bias_sizes=*/nullptr, 0, kOne.data(), 2, padding.data(), 2, kOne.data(), 2,
+      /*transposed=*/0, kZero.data(), 2, /*groups=*/1, mask.data(), 3, &grad_input, &grad_weight, &grad_bias));
+  const Tensor unused(grad_bias);
+  return {Tensor(grad_input), Tensor(grad_weight)};
+}
+
 }  // namespace
 
 Tensor images_view(
@@ -31,68 +102,84 @@ Tensor images_view(
       {height * width * pixel_stride, 1, width * pixel_stride, pixel_stride}, like.device(), like.scalar_type());
 }
 
-Convolution::Convolution(const Tensor& weight)
-    : weight_(weight), out_(weight.size(0)), in_(weight.size(1)), kernel_h_(weight.size(2)), kernel_w_(weight.size(3)) {
-  // The library would reorder other layouts at every call.
-  weight_ = kernel_h_ == 1 && kernel_w_ == 1 ? stable::reshape(weight, {out_, in_})
-                                             : stable::contiguous(weight, MemoryFormat::ChannelsLast);
+Convolution::Convolution(const Tensor& weight, bool fast)
+    : weight_(weight),
+      out_(weight.size(0)),
+      in_(weight.size(1)),
+      kernel_h_(weight.size(2)),
+      kernel_w_(weight.size(3)),
+      winograd_(
+          fast && kernel_h_ == 3 && kernel_w_ == 3 && weight.scalar_type() == ScalarType::Float &&
+          in_ % kWinogradChannels == 0 && out_ % kWinogradChannels == 0 && is_dense(weight)) {}
+
+Convolution::Algorithm Convolution::choose(int64_t batch, int64_t height, int64_t width) const {
+  if (kernel_h_ == 1 && kernel_w_ == 1) return Algorithm::kMatrixProduct;
+  const int64_t tiles = batch * ((height + kWinogradTile - 1) / kWinogradTile) * ((width + kWinogradTile - 1) / kWinogradTile);
+  return winograd_ && tiles >= kLeastTiles ? Algorithm::kWinograd : Algorithm::kLibrary;
+}
+
+// The weights as the library takes them without reordering them at every call.
+const Tensor& Convolution::library_weight() const {
+  if (!library_weight_.has_value()) library_weight_ = stable::contiguous(weight_, MemoryFormat::ChannelsLast);
+  return *library_weight_;
 }
 
 Tensor Convolution::forward(const Tensor& x, const std::optional<Tensor>& bias) const {
   const int64_t batch = x.size(0), height = x.size(2), width = x.size(3);
-  if (weight_.dim() == 2) {
-    Tensor y = stable::new_empty(x, {batch, height, width, out_});
-    const Tensor out = stable::view(y, {batch * height * width, out_});
-    const Tensor rows = as_matrix(x), matrix = transposed(weight_);
-    if (bias.has_value()) {
-      TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_addmm_out(out.get(), bias->get(), rows.get(), matrix.get(), 1.0, 1.0));
-    } else {
-      TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_mm_out(out.get(), rows.get(), matrix.get()));
+  switch (choose(batch, height, width)) {
+    case Algorithm::kMatrixProduct: {
+      const Tensor y = stable::new_empty(x, {batch, height, width, out_});
+      const Tensor product = stable::view(y, {batch * height * width, out_});
+      const Tensor rows = as_matrix(x), matrix = transposed(stable::reshape(weight_, {out_, in_}));
+      if (bias.has_value()) {
+        TORCH_ERROR_CODE_CHECK(
+            aoti_torch_cpu_addmm_out(product.get(), bias->get(), rows.get(), matrix.get(), 1.0, 1.0));
+      } else {
+        TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_mm_out(product.get(), rows.get(), matrix.get()));
+      }
+      return channels_first_view(y);
     }
-    return stable::transpose(stable::transpose(y, 2, 3), 1, 2);
+    case Algorithm::kWinograd:
+      return winograd(x, weight_, false, bias);
+    default: {
+      AtenTensorHandle bias_handle = bias.has_value() ? bias->get() : nullptr;
+      AtenTensorHandle result = nullptr;
+      const std::array<int64_t, 2> padding{kernel_h_ / 2, kernel_w_ / 2};
+      TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_convolution(
+          x.get(), library_weight().get(), bias.has_value() ? &bias_handle : nullptr, kOne.data(), 2, padding.data(), 2,
+          kOne.data(), 2, /*transposed=*/0, kZero.data(), 2, /*groups=*/1, &result));
+      return stable::contiguous(Tensor(result), MemoryFormat::ChannelsLast);
+    }
   }
-  const std::array<int64_t, 2> one{1, 1}, zero{0, 0}, padding{kernel_h_ / 2, kernel_w_ / 2};
-  AtenTensorHandle bias_handle = bias.has_value() ? bias->get() : nullptr;
-  AtenTensorHandle result = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_convolution(
-      x.get(), weight_.get(), bias.has_value() ? &bias_handle : nullptr, one.data(), 2, padding.data(), 2, one.data(),
-      2, /*transposed=*/0, zero.data(), 2, /*groups=*/1, &result));
-  return stable::contiguous(Tensor(result), MemoryFormat::ChannelsLast);
 }
 
 Tensor Convolution::grad_input(const Tensor& x, const Tensor& grad) const {
   const int64_t batch = grad.size(0), height = grad.size(2), width = grad.size(3);
-  if (weight_.dim() == 2) {
-    Tensor y = stable::new_empty(grad, {batch, height, width, in_});
-    const Tensor out = stable::view(y, {batch * height * width, in_});
-    TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_mm_out(out.get(), as_matrix(grad).get(), weight_.get()));
-    return stable::transpose(stable::transpose(y, 2, 3), 1, 2);
+  switch (choose(batch, height, width)) {
+    case Algorithm::kMatrixProduct: {
+      const Tensor y = stable::new_empty(grad, {batch, height, width, in_});
+      const Tensor product = stable::view(y, {batch * height * width, in_});
+      const Tensor matrix = stable::reshape(weight_, {out_, in_});
+      TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_mm_out(product.get(), as_matrix(grad).get(), matrix.get()));
+      return channels_first_view(y);
+    }
+    case Algorithm::kWinograd:
+      return winograd(grad, weight_, true, std::nullopt);
+    default: {
+      const auto gradients = library_backward(x, grad, library_weight(), true, false);
+      return stable::contiguous(gradients.first, MemoryFormat::ChannelsLast);
+    }
   }
-  return stable::contiguous(backward(x, grad, true, false).input, MemoryFormat::ChannelsLast);
 }
 
 Tensor Convolution::grad_weight(const Tensor& x, const Tensor& grad) const {
-  if (weight_.dim() == 2) {
-    Tensor out = stable::new_empty(weight_, {out_, in_});
+  if (kernel_h_ == 1 && kernel_w_ == 1) {
+    const Tensor product = stable::new_empty(weight_, {out_, in_});
     TORCH_ERROR_CODE_CHECK(
-        aoti_torch_cpu_mm_out(out.get(), transposed(as_matrix(grad)).get(), as_matrix(x).get()));
-    return stable::view(out, {out_, in_, 1, 1});
+        aoti_torch_cpu_mm_out(product.get(), transposed(as_matrix(grad)).get(), as_matrix(x).get()));
+    return stable::view(product, {out_, in_, 1, 1});
   }
-  return backward(x, grad, false, true).weight;
-}
-
-Convolution::Gradients Convolution::backward(const Tensor& x, const Tensor& grad, bool input, bool weight) const {
-  const std::array<int64_t, 2> one{1, 1}, zero{0, 0}, padding{kernel_h_ / 2, kernel_w_ / 2};
-  const std::array<int32_t, 3> mask{input, weight, false};
-  AtenTensorHandle grad_input = nullptr, grad_weight = nullptr, grad_bias = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_convolution_backward(
-      grad.get(), x.get(), weight_.get(), /*bias_sizes=*/nullptr, 0, one.data(), 2, padding.data(), 2, one.data(), 2,
-      /*transposed=*/0, zero.data(), 2, /*groups=*/1, mask.data(), 3, &grad_input, &grad_weight, &grad_bias));
-  Gradients gradients;
-  if (grad_input != nullptr) gradients.input = Tensor(grad_input);
-  if (grad_weight != nullptr) gradients.weight = Tensor(grad_weight);
-  if (grad_bias != nullptr) Tensor unused(grad_bias);
-  return gradients;
+  return library_backward(x, grad, library_weight(), false, true).second;
 }
 
 }  // namespace convgru::cpu

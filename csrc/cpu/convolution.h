@@ -1,9 +1,10 @@
 // "Same" convolutions of channels-last images: the one place that decides which code runs a convolution on the CPU.
-// Now: a matrix product for 1x1 kernels, PyTorch's own convolution otherwise.
 #pragma once
 #include <torch/csrc/stable/tensor.h>
 
+#include <memory>
 #include <optional>
+#include <vector>
 
 namespace convgru::cpu {
 
@@ -12,8 +13,9 @@ using torch::stable::Tensor;
 // Images are (B,channels,H,W) whose memory is a dense (B,H,W,channels).
 class Convolution {
  public:
-  // weight (O,I,kh,kw), kh and kw odd
-  explicit Convolution(const Tensor& weight);
+  // weight (O,I,kh,kw), kh and kw odd. fast allows Winograd's algorithm for 3x3 kernels in fp32; without it every sum is
+  // the direct one.
+  Convolution(const Tensor& weight, bool fast);
 
   // x (B,I,H,W), bias (O,) -> (B,O,H,W)
   Tensor forward(const Tensor& x, const std::optional<Tensor>& bias) const;
@@ -25,13 +27,14 @@ class Convolution {
   Tensor grad_weight(const Tensor& x, const Tensor& grad) const;
 
  private:
-  struct Gradients {
-    Tensor input, weight;
-  };
-  Gradients backward(const Tensor& x, const Tensor& grad, bool input, bool weight) const;
+  enum class Algorithm { kMatrixProduct, kWinograd, kLibrary };
+  Algorithm choose(int64_t batch, int64_t height, int64_t width) const;
+  const Tensor& library_weight() const;
 
   Tensor weight_;
   int64_t out_, in_, kernel_h_, kernel_w_;
+  bool winograd_;
+  mutable std::optional<Tensor> library_weight_;
 };
 
 // A view of channels-last memory as (batch,channels,H,W); pixel_stride elements from one pixel to the next.

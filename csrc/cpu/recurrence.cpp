@@ -27,6 +27,7 @@ using torch::headeronly::IntHeaderOnlyArrayRef;
 struct Problem {
   int64_t T, N, K, H, W;
   bool cudnn, reverse;
+  bool fast;  // Winograd's algorithm is allowed
   const int64_t* lengths;  // (N,) or nullptr
 
   int64_t pixels() const { return H * W; }
@@ -47,7 +48,7 @@ struct Problem {
 
 Problem describe(
     const Optional& input, const Optional& hx, const Optional& weight_ih, const Tensor& weight_hh,
-    const Optional& gate_bias, const Optional& lengths, const std::string& variant, bool reverse) {
+    const Optional& gate_bias, const Optional& lengths, const std::string& variant, bool reverse, bool fast) {
   STD_TORCH_CHECK(variant == "gru-rcn" || variant == "cudnn", "variant: expected 'gru-rcn' or 'cudnn', got ", variant);
   STD_TORCH_CHECK(input.has_value() || gate_bias.has_value(), "input: expected a Tensor if there is no gate_bias");
   STD_TORCH_CHECK(input.has_value() == weight_ih.has_value(), "weight_ih: expected together with input");
@@ -63,6 +64,7 @@ Problem describe(
   p.W = images.size(images.dim() - 1);
   p.cudnn = variant == "cudnn";
   p.reverse = reverse;
+  p.fast = fast;
   STD_TORCH_CHECK(weight_hh.size(0) == 3 * p.K, "weight_hh: expected ", 3 * p.K, " outputs, got ", weight_hh.size(0));
   if (input.has_value()) {
     STD_TORCH_CHECK(
@@ -195,10 +197,10 @@ struct HiddenConvolutions {
 
   HiddenConvolutions(const Tensor& weight_hh, const Problem& p) {
     if (p.cudnn) {
-      parts.emplace_back(weight_hh);
+      parts.emplace_back(weight_hh, p.fast);
     } else {
-      parts.emplace_back(stable::narrow(const_cast<Tensor&>(weight_hh), 0, 0, 2 * p.K));
-      parts.emplace_back(stable::narrow(const_cast<Tensor&>(weight_hh), 0, 2 * p.K, p.K));
+      parts.emplace_back(stable::narrow(const_cast<Tensor&>(weight_hh), 0, 0, 2 * p.K), p.fast);
+      parts.emplace_back(stable::narrow(const_cast<Tensor&>(weight_hh), 0, 2 * p.K, p.K), p.fast);
     }
   }
 };
@@ -230,7 +232,7 @@ Tensor input_gates(
   Tensor a;
   if (input.has_value()) {
     const Tensor x = to_channels_last<T>(*input);
-    const Tensor y = Convolution(*weight_ih).forward(images_of<T>(x, 0, p.images(), p), bias);
+    const Tensor y = Convolution(*weight_ih, p.fast).forward(images_of<T>(x, 0, p.images(), p), bias);
     a = stable::transpose(stable::transpose(y, 1, 2), 2, 3);  // (T*N,H,W,3K), dense
     a = stable::view(a, {p.T, p.N, p.H, p.W, width});
   } else {
@@ -455,7 +457,7 @@ Gradients backward(
     gradients[kHx] = from_channels_last<T>(carry, is_channels_last(*hx));
   }
   if (wanted[kInput] || wanted[kWeightIh]) {
-    const Convolution convolution(*weight_ih);
+    const Convolution convolution(*weight_ih, p.fast);
     const Tensor x_memory = to_channels_last<T>(*input);
     const Tensor x = images_of<T>(x_memory, 0, p.images(), p);
     const Tensor d_images = images_of<T>(d, 0, p.images(), p);
@@ -516,14 +518,14 @@ auto dispatch(ScalarType type, const F& f) {
 std::tuple<Tensor, Tensor> conv_gru(
     const Optional input, const Optional hx, const Optional weight_ih, const Tensor weight_hh, const Optional bias_ih,
     const Optional bias_hh, const Optional gate_bias, const Optional lengths, const std::string variant, bool reverse,
-    bool save_gates) {
+    bool fast, bool save_gates) {
   check_same("input", input, weight_hh);
   check_same("hx", hx, weight_hh);
   check_same("weight_ih", weight_ih, weight_hh);
   check_same("bias_ih", bias_ih, weight_hh);
   check_same("bias_hh", bias_hh, weight_hh);
   check_same("gate_bias", gate_bias, weight_hh);
-  const Problem p = describe(input, hx, weight_ih, weight_hh, gate_bias, lengths, variant, reverse);
+  const Problem p = describe(input, hx, weight_ih, weight_hh, gate_bias, lengths, variant, reverse, fast);
   return dispatch(weight_hh.scalar_type(), [&](auto zero) {
     return forward<decltype(zero)>(input, hx, weight_ih, weight_hh, bias_ih, bias_hh, gate_bias, p, save_gates);
   });
@@ -532,13 +534,13 @@ std::tuple<Tensor, Tensor> conv_gru(
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> conv_gru_backward(
     const Tensor grad_output, const Optional input, const Optional hx, const Optional weight_ih, const Tensor weight_hh,
     const Optional bias_ih, const Optional bias_hh, const Optional gate_bias, const Optional lengths,
-    const Tensor output, const Tensor gates, const std::string variant, bool reverse,
+    const Tensor output, const Tensor gates, const std::string variant, bool reverse, bool fast,
     const std::vector<bool> output_mask) {
   check_same("grad_output", grad_output, weight_hh);
   STD_TORCH_CHECK(
       output_mask.size() == kNumDifferentiable, "output_mask: expected ", int(kNumDifferentiable), " values, got ",
       output_mask.size());
-  const Problem p = describe(input, hx, weight_ih, weight_hh, gate_bias, lengths, variant, reverse);
+  const Problem p = describe(input, hx, weight_ih, weight_hh, gate_bias, lengths, variant, reverse, fast);
   Gradients g = dispatch(weight_hh.scalar_type(), [&](auto zero) {
     return backward<decltype(zero)>(
         grad_output, input, hx, weight_ih, weight_hh, bias_ih, bias_hh, gate_bias, output, gates, p, output_mask);

@@ -1,3 +1,0 @@
-// gates.h for any machine.
-#define CONVGRU_ISA generic
-#include "gates_kernels.inl"

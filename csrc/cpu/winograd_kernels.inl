@@ -1,0 +1,224 @@
+// The kernels of winograd.h; compiled once for each instruction set, in the namespace CONVGRU_ISA, with vectors of
+// CONVGRU_VECTOR_BYTES and products of CONVGRU_TILE_ROWS rows by two vectors, which fill the registers.
+#include <cstdlib>
+#include <memory>
+#include <utility>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#include "winograd.h"
+
+namespace convgru::cpu::CONVGRU_ISA {
+namespace {
+
+typedef float Vec __attribute__((vector_size(CONVGRU_VECTOR_BYTES)));
+typedef float UnalignedVec __attribute__((vector_size(CONVGRU_VECTOR_BYTES), aligned(4)));
+constexpr int kLanes = CONVGRU_VECTOR_BYTES / 4;
+constexpr int kPositions = kWinogradPositions;
+
+inline Vec load_vec(const float* p) { return *reinterpret_cast<const UnalignedVec*>(p); }
+inline void store_vec(float* p, Vec v) { *reinterpret_cast<UnalignedVec*>(p) = v; }
+inline Vec broadcast(float x) { return Vec{} + x; }
+inline Vec fma_vec(Vec a, Vec b, Vec c) {
+#if CONVGRU_VECTOR_BYTES == 64
+  return _mm512_fmadd_ps(a, b, c);
+#elif CONVGRU_VECTOR_BYTES == 32
+  return _mm256_fmadd_ps(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+
+// Scratch memory of a thread, kept from call to call.
+class Scratch {
+ public:
+  float* reserve(int64_t count) {
+    if (count > count_) {
+      memory_.reset(static_cast<float*>(std::aligned_alloc(64, (count * sizeof(float) + 63) / 64 * 64)));
+      if (memory_ == nullptr) throw std::bad_alloc();
+      count_ = count;
+    }
+    return memory_.get();
+  }
+
+ private:
+  struct Free {
+    void operator()(float* p) const { std::free(p); }
+  };
+  std::unique_ptr<float, Free> memory_;
+  int64_t count_ = 0;
+};
+
+// One-dimensional transforms of vectors that are `step` apart; docs/cpu.md derives the matrices.
+inline void transform_input(Vec* d, int step) {
+  const Vec d0 = d[0], d1 = d[step], d2 = d[2 * step], d3 = d[3 * step], d4 = d[4 * step], d5 = d[5 * step];
+  const Vec s = d3 - d1, t = d4 - d2;
+  d[0] = fma_vec(broadcast(1.5f), s, fma_vec(broadcast(-2.0f), d2, d0 + d4));
+  d[step] = fma_vec(broadcast(2.5f), d3, fma_vec(broadcast(0.5f), d2, d4 - d1));
+  d[2 * step] = fma_vec(broadcast(-2.5f), d2, fma_vec(broadcast(0.5f), d3, d4 + d1));
+  d[3 * step] = fma_vec(broadcast(2.0f), s, t);
+  d[4 * step] = fma_vec(broadcast(-0.5f), s, t);
+  d[5 * step] = fma_vec(broadcast(1.5f), t, fma_vec(broadcast(-2.0f), d3, d5 + d1));
+}
+
+inline void transform_weight(const Vec* g, int step, Vec* u, int u_step) {
+  const Vec g0 = g[0], g1 = g[step], g2 = g[2 * step];
+  const Vec third = broadcast(1.0f / 3);
+  u[0] = g0;
+  u[u_step] = (g0 + g2 + g1) * third;
+  u[2 * u_step] = (g1 - (g0 + g2)) * third;
+  u[3 * u_step] = fma_vec(broadcast(4.0f), g0, fma_vec(broadcast(2.0f), g1, g2)) * broadcast(-4.0f / 15);
+  u[4 * u_step] = fma_vec(broadcast(4.0f), g2, fma_vec(broadcast(-2.0f), g1, g0)) * broadcast(1.0f / 15);
+  u[5 * u_step] = g2;
+}
+
+inline void transform_output(const Vec* m, int step, Vec* y, int y_step) {
+  const Vec sum = m[step] + m[2 * step], difference = m[step] - m[2 * step];
+  const Vec m3 = m[3 * step], m4 = m[4 * step];
+  y[0] = (m[0] + sum) + (m3 + m4);
+  y[y_step] = fma_vec(broadcast(-2.0f), m4, fma_vec(broadcast(0.5f), m3, difference));
+  y[2 * y_step] = fma_vec(broadcast(4.0f), m4, fma_vec(broadcast(0.25f), m3, sum));
+  y[3 * y_step] = fma_vec(broadcast(-8.0f), m4, fma_vec(broadcast(0.125f), m3, difference)) + m[5 * step];
+}
+
+void transform_weights(
+    int64_t begin, int64_t end, int64_t in, int64_t out, WinogradWeights w, float* transformed) {
+  constexpr int64_t kBlock = 2 * kLanes;
+  const int64_t blocks = (out + kBlock - 1) / kBlock;
+  for (int64_t block = begin; block < end; ++block) {
+    for (int64_t i = 0; i < in; ++i) {
+      for (int64_t half = 0; half < 2; ++half) {
+        const int64_t first = block * kBlock + half * kLanes;
+        Vec g[9], partial[18], u[kPositions];
+        for (int a = 0; a < 3; ++a)
+          for (int b = 0; b < 3; ++b)
+            for (int lane = 0; lane < kLanes; ++lane)
+              g[3 * a + b][lane] = first + lane < out ? w.data[(first + lane) * w.out_stride + i * w.in_stride +
+                                                               a * w.row_stride + b * w.column_stride]
+                                                      : 0.0f;
+        for (int b = 0; b < 3; ++b) transform_weight(g + b, 3, partial + b, 3);
+        for (int a = 0; a < 6; ++a) transform_weight(partial + 3 * a, 1, u + 6 * a, 1);
+        for (int position = 0; position < kPositions; ++position)
+          store_vec(transformed + ((position * blocks + block) * in + i) * kBlock + half * kLanes, u[position]);
+      }
+    }
+  }
+}
+
+// c [kRows][2 vectors] = a [kRows][in], rows a_stride apart, times b [in][2 vectors].
+template <int kRows>
+inline void multiply(const float* a, int64_t a_stride, const float* b, float* c, int64_t in) {
+  Vec sum[kRows][2];
+#pragma GCC unroll 16
+  for (int row = 0; row < kRows; ++row) sum[row][0] = sum[row][1] = Vec{};
+  for (int64_t i = 0; i < in; ++i) {
+    const Vec b0 = load_vec(b + i * 2 * kLanes), b1 = load_vec(b + i * 2 * kLanes + kLanes);
+#pragma GCC unroll 16
+    for (int row = 0; row < kRows; ++row) {
+      const Vec x = broadcast(a[row * a_stride + i]);
+      sum[row][0] = fma_vec(x, b0, sum[row][0]);
+      sum[row][1] = fma_vec(x, b1, sum[row][1]);
+    }
+  }
+#pragma GCC unroll 16
+  for (int row = 0; row < kRows; ++row) {
+    store_vec(c + row * 2 * kLanes, sum[row][0]);
+    store_vec(c + row * 2 * kLanes + kLanes, sum[row][1]);
+  }
+}
+
+template <int kRows>
+void multiply_rest(int64_t rows, const float* a, int64_t a_stride, const float* b, float* c, int64_t in) {
+  if constexpr (kRows > 0) {
+    if (rows == kRows)
+      multiply<kRows>(a, a_stride, b, c, in);
+    else
+      multiply_rest<kRows - 1>(rows, a, a_stride, b, c, in);
+  }
+}
+
+void convolve(
+    int64_t begin, int64_t end, const WinogradConvolution& p, const float* x, const float* transformed,
+    const float* bias, float* y) {
+  constexpr int64_t kBlock = 2 * kLanes;
+  const int64_t in = p.in, out = p.out, tile_count = p.tiles_per_block;
+  const int64_t tiles_w = p.tiles_w(), tiles_image = p.tiles_h() * tiles_w;
+  const int64_t blocks = (out + kBlock - 1) / kBlock;
+  // One cache line more than the channels, so that the rows of a product do not fall on the same cache sets.
+  const int64_t row_stride = in + 16;
+  static thread_local Scratch scratch;
+  float* input = scratch.reserve(kPositions * tile_count * (row_stride + kBlock) + in);
+  float* products = input + kPositions * tile_count * row_stride;
+  float* zeros = products + kPositions * tile_count * kBlock;
+  for (int64_t i = 0; i < in; ++i) zeros[i] = 0.0f;
+
+  int64_t transformed_block = -1;
+  for (int64_t item = begin; item < end; ++item) {
+    const int64_t tile_block = item / p.channel_splits, split = item % p.channel_splits;
+    const int64_t first_tile = tile_block * tile_count;
+    const int64_t count = first_tile + tile_count < p.tiles() ? tile_count : p.tiles() - first_tile;
+
+    if (tile_block != transformed_block) {
+      transformed_block = tile_block;
+      for (int64_t tile = 0; tile < count; ++tile) {
+        const int64_t image = (first_tile + tile) / tiles_image, rest = (first_tile + tile) % tiles_image;
+        const int64_t top = rest / tiles_w * kWinogradTile - 1, left = rest % tiles_w * kWinogradTile - 1;
+        const float* pixels[kPositions];
+        for (int a = 0; a < 6; ++a)
+          for (int b = 0; b < 6; ++b) {
+            const int64_t row = top + a, column = left + b;
+            const bool inside = row >= 0 && row < p.height && column >= 0 && column < p.width;
+            pixels[6 * a + b] = inside ? x + ((image * p.height + row) * p.width + column) * in : zeros;
+          }
+        for (int64_t channel = 0; channel < in; channel += kLanes) {
+          Vec d[kPositions];
+          for (int position = 0; position < kPositions; ++position) d[position] = load_vec(pixels[position] + channel);
+          for (int b = 0; b < 6; ++b) transform_input(d + b, 6);
+          for (int a = 0; a < 6; ++a) transform_input(d + 6 * a, 1);
+          for (int position = 0; position < kPositions; ++position)
+            store_vec(input + (position * tile_count + tile) * row_stride + channel, d[position]);
+        }
+      }
+    }
+
+    const int64_t first_block = blocks * split / p.channel_splits, end_block = blocks * (split + 1) / p.channel_splits;
+    for (int64_t block = first_block; block < end_block; ++block) {
+      for (int position = 0; position < kPositions; ++position) {
+        const float* a = input + position * tile_count * row_stride;
+        const float* b = transformed + (position * blocks + block) * in * kBlock;
+        float* c = products + position * tile_count * kBlock;
+        int64_t tile = 0;
+        for (; tile + CONVGRU_TILE_ROWS <= count; tile += CONVGRU_TILE_ROWS)
+          multiply<CONVGRU_TILE_ROWS>(a + tile * row_stride, row_stride, b, c + tile * kBlock, in);
+        multiply_rest<CONVGRU_TILE_ROWS - 1>(count - tile, a + tile * row_stride, row_stride, b, c + tile * kBlock, in);
+      }
+      for (int64_t half = 0; half < 2; ++half) {
+        const int64_t channel = block * kBlock + half * kLanes;
+        if (channel >= out) break;
+        const Vec b = bias == nullptr ? Vec{} : load_vec(bias + channel);
+        for (int64_t tile = 0; tile < count; ++tile) {
+          const int64_t image = (first_tile + tile) / tiles_image, rest = (first_tile + tile) % tiles_image;
+          const int64_t top = rest / tiles_w * kWinogradTile, left = rest % tiles_w * kWinogradTile;
+          Vec m[kPositions], partial[24], result[16];
+          for (int position = 0; position < kPositions; ++position)
+            m[position] = load_vec(products + (position * tile_count + tile) * kBlock + half * kLanes);
+          for (int column = 0; column < 6; ++column) transform_output(m + column, 6, partial + column, 6);
+          for (int row = 0; row < 4; ++row) transform_output(partial + 6 * row, 1, result + 4 * row, 1);
+          const int64_t rows = top + 4 <= p.height ? 4 : p.height - top;
+          const int64_t columns = left + 4 <= p.width ? 4 : p.width - left;
+          float* target = y + ((image * p.height + top) * p.width + left) * out + channel;
+          for (int64_t row = 0; row < rows; ++row)
+            for (int64_t column = 0; column < columns; ++column)
+              store_vec(target + (row * p.width + column) * out, result[4 * row + column] + b);
+        }
+      }
+    }
+  }
+}
+
+}  // namespace
+
+extern const WinogradKernels kWinograd = {2 * kLanes, transform_weights, convolve};
+
+}  // namespace convgru::cpu::CONVGRU_ISA
