@@ -258,19 +258,37 @@ void add(
   }
 }
 
+constexpr int64_t kTransposeTile = 16;
+
+// The part of a transposition that starts at row i0, column j0.
+template <class T>
+void transpose_tile(int64_t i0, int64_t j0, int64_t rows, int64_t columns, const T* x, T* y) {
+  if (i0 + kTransposeTile <= rows && j0 + kTransposeTile <= columns) {  // of fixed size: stays in vector registers
+    T tile[kTransposeTile][kTransposeTile];
+    for (int64_t i = 0; i < kTransposeTile; ++i) memcpy(tile[i], x + (i0 + i) * columns + j0, sizeof tile[i]);
+    for (int64_t j = 0; j < kTransposeTile; ++j) {
+      T column[kTransposeTile];
+      for (int64_t i = 0; i < kTransposeTile; ++i) column[i] = tile[i][j];
+      memcpy(y + (j0 + j) * rows + i0, column, sizeof column);
+    }
+    return;
+  }
+  for (int64_t j = j0; j < columns && j < j0 + kTransposeTile; ++j)
+    for (int64_t i = i0; i < rows && i < i0 + kTransposeTile; ++i) y[j * rows + i] = x[i * columns + j];
+}
+
 template <class T>
 void transpose(int64_t begin, int64_t end, int64_t rows, int64_t columns, const T* x, T* y) {
-  constexpr int64_t kTile = 32;  // a tile of 32x32 fp32 is 4 KiB on each side: both stay in the first-level cache
   for (int64_t image = begin; image < end; ++image) {
     const T* x_image = x + image * rows * columns;
     T* y_image = y + image * rows * columns;
-    for (int64_t i0 = 0; i0 < rows; i0 += kTile) {
-      const int64_t i1 = i0 + kTile < rows ? i0 + kTile : rows;
-      for (int64_t j0 = 0; j0 < columns; j0 += kTile) {
-        const int64_t j1 = j0 + kTile < columns ? j0 + kTile : columns;
-        for (int64_t j = j0; j < j1; ++j)
-          for (int64_t i = i0; i < i1; ++i) y_image[j * rows + i] = x_image[i * columns + j];
-      }
+    // The longer axis innermost: the other way round every tile would touch new pages.
+    if (columns >= rows) {
+      for (int64_t i0 = 0; i0 < rows; i0 += kTransposeTile)
+        for (int64_t j0 = 0; j0 < columns; j0 += kTransposeTile) transpose_tile(i0, j0, rows, columns, x_image, y_image);
+    } else {
+      for (int64_t j0 = 0; j0 < columns; j0 += kTransposeTile)
+        for (int64_t i0 = 0; i0 < rows; i0 += kTransposeTile) transpose_tile(i0, j0, rows, columns, x_image, y_image);
     }
   }
 }

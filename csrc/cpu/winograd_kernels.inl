@@ -106,36 +106,44 @@ void transform_weights(
   }
 }
 
-// c [kRows][2 vectors] = a [kRows][in], rows a_stride apart, times b [in][2 vectors].
-template <int kRows>
+// c [kRows][kVectors] = a [kRows][in], rows a_stride apart, times b [in][kVectors]; rows of b and c are 2 vectors apart.
+template <int kRows, int kVectors>
 inline void multiply(const float* a, int64_t a_stride, const float* b, float* c, int64_t in) {
-  Vec sum[kRows][2];
+  Vec sum[kRows][kVectors];
 #pragma GCC unroll 16
-  for (int row = 0; row < kRows; ++row) sum[row][0] = sum[row][1] = Vec{};
+  for (int row = 0; row < kRows; ++row)
+    for (int v = 0; v < kVectors; ++v) sum[row][v] = Vec{};
   for (int64_t i = 0; i < in; ++i) {
-    const Vec b0 = load_vec(b + i * 2 * kLanes), b1 = load_vec(b + i * 2 * kLanes + kLanes);
+    Vec weights[kVectors];
+    for (int v = 0; v < kVectors; ++v) weights[v] = load_vec(b + (2 * i + v) * kLanes);
 #pragma GCC unroll 16
     for (int row = 0; row < kRows; ++row) {
       const Vec x = broadcast(a[row * a_stride + i]);
-      sum[row][0] = fma_vec(x, b0, sum[row][0]);
-      sum[row][1] = fma_vec(x, b1, sum[row][1]);
+      for (int v = 0; v < kVectors; ++v) sum[row][v] = fma_vec(x, weights[v], sum[row][v]);
     }
   }
 #pragma GCC unroll 16
-  for (int row = 0; row < kRows; ++row) {
-    store_vec(c + row * 2 * kLanes, sum[row][0]);
-    store_vec(c + row * 2 * kLanes + kLanes, sum[row][1]);
-  }
+  for (int row = 0; row < kRows; ++row)
+    for (int v = 0; v < kVectors; ++v) store_vec(c + (2 * row + v) * kLanes, sum[row][v]);
 }
 
-template <int kRows>
+template <int kRows, int kVectors>
 void multiply_rest(int64_t rows, const float* a, int64_t a_stride, const float* b, float* c, int64_t in) {
   if constexpr (kRows > 0) {
     if (rows == kRows)
-      multiply<kRows>(a, a_stride, b, c, in);
+      multiply<kRows, kVectors>(a, a_stride, b, c, in);
     else
-      multiply_rest<kRows - 1>(rows, a, a_stride, b, c, in);
+      multiply_rest<kRows - 1, kVectors>(rows, a, a_stride, b, c, in);
   }
+}
+
+template <int kVectors>
+void multiply_all(int64_t rows, const float* a, int64_t a_stride, const float* b, float* c, int64_t in) {
+  int64_t row = 0;
+  for (; row + CONVGRU_TILE_ROWS <= rows; row += CONVGRU_TILE_ROWS)
+    multiply<CONVGRU_TILE_ROWS, kVectors>(a + row * a_stride, a_stride, b, c + row * 2 * kLanes, in);
+  multiply_rest<CONVGRU_TILE_ROWS - 1, kVectors>(
+      rows - row, a + row * a_stride, a_stride, b, c + row * 2 * kLanes, in);
 }
 
 void convolve(
@@ -188,10 +196,10 @@ void convolve(
         const float* a = input + position * tile_count * row_stride;
         const float* b = transformed + (position * blocks + block) * in * kBlock;
         float* c = products + position * tile_count * kBlock;
-        int64_t tile = 0;
-        for (; tile + CONVGRU_TILE_ROWS <= count; tile += CONVGRU_TILE_ROWS)
-          multiply<CONVGRU_TILE_ROWS>(a + tile * row_stride, row_stride, b, c + tile * kBlock, in);
-        multiply_rest<CONVGRU_TILE_ROWS - 1>(count - tile, a + tile * row_stride, row_stride, b, c + tile * kBlock, in);
+        if (block * kBlock + kLanes < out)
+          multiply_all<2>(count, a, row_stride, b, c, in);
+        else
+          multiply_all<1>(count, a, row_stride, b, c, in);
       }
       for (int64_t half = 0; half < 2; ++half) {
         const int64_t channel = block * kBlock + half * kLanes;
