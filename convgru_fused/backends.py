@@ -1,8 +1,9 @@
 """The backends, what each can run, and how one is chosen.
 
-A backend answers one question, `unsupported_reasons(problem)`: quietly when the library chooses, as the text of the
-error when the user insisted on that backend. The choice is, in this order: `use_backend`, the environment variable
-CONVGRU_FUSED_BACKEND (read when the package is imported), else the first backend of `BACKENDS` that can run the problem.
+A backend answers one question, `unsupported_reasons(problem)`: quietly when the library chooses, as the text
+of the error when the user insisted on that backend. The choice is, in this order: `use_backend`, the
+environment variable CONVGRU_FUSED_BACKEND (read when the package is imported), else the first backend of
+`BACKENDS` that can run the problem.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ ENVIRONMENT_VARIABLE = "CONVGRU_FUSED_BACKEND"
 
 @dataclass(frozen=True)
 class Problem:
-    """What is asked of a backend, as far as it decides whether the backend can do it. Sizes are left out on purpose:
-    a choice that depended on T or H would make torch.compile compile again for each of them."""
+    """What is asked of a backend, as far as it decides whether the backend can do it. Sizes are left out on
+    purpose: a choice that depended on T or H would make torch.compile compile again for each of them."""
 
     device_type: str
     dtype: torch.dtype
@@ -115,8 +116,8 @@ def use_backend(name: str) -> Iterator[None]:
         name: "eager" or "cpu"; see `backends()`.
 
     Raises:
-        ValueError: `name` is not a backend, or this installation lacks it. A problem that it cannot run raises
-            ValueError at the call, with the reasons.
+        ValueError: `name` is not a backend, or this installation lacks it. A problem that it cannot run
+            raises ValueError at the call, with the reasons.
 
     The setting is process-wide: threads that run at the same time share it.
     """
@@ -159,11 +160,13 @@ class BackendTable(tuple[BackendStatus, ...]):
 
     def __str__(self) -> str:
         width = max(len(row.name) for row in self)
-        return "\n".join(f"{row.name:{width}}  {'yes' if row.available else 'no ':3}  {row.reason}" for row in self)
+        return "\n".join(
+            f"{row.name:{width}}  {'yes' if row.available else 'no ':3}  {row.reason}" for row in self
+        )
 
 
 def backends() -> BackendTable:
-    """Every backend of this version: whether this installation has it, and why not. `print(backends())` is a table."""
+    """Every backend of this version: whether this installation has it, and why not. As text, a table."""
     rows = []
     for backend in BACKENDS.values():
         missing = backend.missing()
@@ -172,4 +175,6 @@ def backends() -> BackendTable:
 
 
 if ENVIRONMENT_VARIABLE in os.environ:
-    _selection.name = _check_name(os.environ[ENVIRONMENT_VARIABLE], f"environment variable {ENVIRONMENT_VARIABLE}")
+    _selection.name = _check_name(
+        os.environ[ENVIRONMENT_VARIABLE], f"environment variable {ENVIRONMENT_VARIABLE}"
+    )

@@ -33,9 +33,13 @@ def info() -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="convgru-fused", description="A fused ConvGRU for PyTorch.")
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("info", help="what is installed and built, which backends can run and why not the others")
+    commands.add_parser(
+        "info", help="what is installed and built, which backends can run and why not the others"
+    )
     command.add_arguments(
-        commands.add_parser("bench", help="the fused ConvGRU against PyTorch, on a real video and on the layers of models")
+        commands.add_parser(
+            "bench", help="the fused ConvGRU against PyTorch, on a real video and on the layers of models"
+        )
     )
     return parser
 

@@ -1,18 +1,18 @@
 """The ConvGRU in plain PyTorch: the truth that every other backend is compared with.
 
-`conv_gru` is the recurrence as the equations are written, differentiated by autograd; it runs on every device, in every
-dtype, under every transform. `conv_gru_backward` is the same gradient derived by hand, step by step: what the native
-backward passes compute, in a form that can be read next to them.
+`conv_gru` is the recurrence as the equations are written, differentiated by autograd; it runs on every
+device, in every dtype, under every transform. `conv_gru_backward` is the same gradient derived by hand, step
+by step: what the native backward passes compute, in a form that can be read next to them.
 
-Shapes, here and everywhere below: T time steps, N batch, C input channels, K hidden channels, HxW pixels, kh x kw
-kernel. Gates are stacked r|z|n along the channel axis. One layer, one direction.
+Shapes, here and everywhere below: T time steps, N batch, C input channels, K hidden channels, HxW pixels, kh
+x kw kernel. Gates are stacked r|z|n along the channel axis. One layer, one direction.
 
     gru-rcn   r, z = sigmoid(a_r + U_r*h), sigmoid(a_z + U_z*h)     n = tanh(a_n + U_n*(r.h) + b_hn)
               h'   = (1-z).h + z.n                                  Ballas et al. 2016, section 3
     cudnn     r, z as above     n = tanh(a_n + r.(U_n*h + b_hn))    h' = (1-z).n + z.h      as in torch.nn.GRU
 
-with a = W*x + b_ih + gate_bias (all three gates; b_h of r and z likewise), `*` the zero-padded "same" convolution and
-`.` the elementwise product.
+with a = W*x + b_ih + gate_bias (all three gates; b_h of r and z likewise), `*` the zero-padded "same"
+convolution and `.` the elementwise product.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ VARIANTS = ("gru-rcn", "cudnn")
 
 
 class Gradients(NamedTuple):
-    """Gradients of one layer, in the order of the arguments of `conv_gru`; None where the argument was None."""
+    """Gradients of one layer, in the order of the arguments of `conv_gru`; None where the argument was
+    None."""
 
     input: Tensor | None  # (T,N,C,H,W)
     hx: Tensor | None  # (N,K,H,W)
@@ -92,11 +93,13 @@ def conv_gru(
     variant: str,
     reverse: bool,
 ) -> Tensor:
-    """The states of all time steps, (T,N,K,H,W); zero at steps past a sample's length, where its state stands still.
+    """The states of all time steps, (T,N,K,H,W); zero at steps past a sample's length, where its state stands
+    still.
 
-    input (T,N,C,H,W); hx (N,K,H,W), None is zeros; weight_ih (3K,C,kh,kw); weight_hh (3K,K,kh,kw); biases (3K,);
-    gate_bias (T,N,3K,H,W) or (T,N,3K,1,1), added to the pre-activations, or instead of W*x + b_ih when input is None;
-    lengths (N,) integers in 0..T. With reverse, time runs backwards from each sample's last valid step.
+    input (T,N,C,H,W); hx (N,K,H,W), None is zeros; weight_ih (3K,C,kh,kw); weight_hh (3K,K,kh,kw); biases
+    (3K,); gate_bias (T,N,3K,H,W) or (T,N,3K,1,1), added to the pre-activations, or instead of W*x + b_ih when
+    input is None; lengths (N,) integers in 0..T. With reverse, time runs backwards from each sample's last
+    valid step.
     """
     a = input_gates(input, weight_ih, bias_ih, gate_bias)
     h = initial_state(a, weight_hh) if hx is None else hx
@@ -132,8 +135,8 @@ def conv_gru_backward(
 ) -> Gradients:
     """The gradients of `conv_gru` for grad_output (T,N,K,H,W), by hand; arguments and their shapes as there.
 
-    The reverse pass carries grad_h alone and leaves the pre-activation gradients d = [d_r, d_z, d_n] of every step in
-    one buffer; the weight, input and bias gradients are then one batched computation over all T:
+    The reverse pass carries grad_h alone and leaves the pre-activation gradients d = [d_r, d_z, d_n] of every
+    step in one buffer; the weight, input and bias gradients are then one batched computation over all T:
 
         gru-rcn   d_n = grad_h.z.(1-n^2)         d_z = grad_h.(n-h).z.(1-z)      g = U_n^T*d_n
                   d_r = g.h.r.(1-r)              grad_h <- grad_h.(1-z) + g.r + U_rz^T*[d_r,d_z]
@@ -154,7 +157,9 @@ def conv_gru_backward(
         r, z = torch.sigmoid(a[t, :, : 2 * K] + c[:, : 2 * K]).chunk(2, dim=1)
         q = c[:, 2 * K :]
         if variant == "gru-rcn":
-            n = torch.tanh(a[t, :, 2 * K :] + same_conv(r * h, U_n, None if bias_hh is None else bias_hh[2 * K :]))
+            n = torch.tanh(
+                a[t, :, 2 * K :] + same_conv(r * h, U_n, None if bias_hh is None else bias_hh[2 * K :])
+            )
             h_next = (1 - z) * h + z * n
         else:
             n = torch.tanh(a[t, :, 2 * K :] + r * q)
@@ -165,7 +170,9 @@ def conv_gru_backward(
     # Reverse pass.
     grad_h = torch.zeros_like(h0)
     d = grad_output.new_zeros(T, h0.size(0), 3 * K, *h0.shape[2:])
-    d_hidden = torch.zeros_like(d)  # what the hidden convolutions' outputs receive: d_q instead of d_n in "cudnn"
+    d_hidden = torch.zeros_like(
+        d
+    )  # what the hidden convolutions' outputs receive: d_q instead of d_n in "cudnn"
     for t in reversed(time_steps(T, reverse)):
         h, (r, z, n, q) = previous[t], gates[t]
         valid = grad_h.new_ones(()) if lengths is None else (lengths > t).view(-1, 1, 1, 1).to(grad_h.dtype)

@@ -39,34 +39,36 @@ def conv_gru(
 ) -> tuple[Tensor, Tensor]:
     r"""A ConvGRU over a sequence of images; `ConvGRU` without parameters of its own.
 
-    With L layers, D directions (1 or 2), T steps, batch N, C input and K hidden channels, HxW pixels, for each layer and
-    direction, ``*`` the zero-padded convolution that keeps HxW and ``.`` the elementwise product:
+    With L layers, D directions (1 or 2), T steps, batch N, C input and K hidden channels, HxW pixels, for
+    each layer and direction, ``*`` the zero-padded convolution that keeps HxW and ``.`` the elementwise
+    product:
 
         r = sigmoid(W_r*x + b_ir + U_r*h + b_hr)        z = sigmoid(W_z*x + b_iz + U_z*h + b_hz)
         variant "gru-rcn":  n = tanh(W_n*x + b_in + U_n*(r.h) + b_hn)      h' = (1-z).h + z.n
         variant "cudnn":    n = tanh(W_n*x + b_in + r.(U_n*h + b_hn))      h' = (1-z).n + z.h
 
-    "gru-rcn" is the cell of Ballas et al. 2016 (arXiv 1511.06432); "cudnn" is that of `torch.nn.GRU`, which it equals
-    for 1x1 kernels and 1x1 images.
+    "gru-rcn" is the cell of Ballas et al. 2016 (arXiv 1511.06432); "cudnn" is that of `torch.nn.GRU`, which
+    it equals for 1x1 kernels and 1x1 images.
 
     Args:
-        input: (T,N,C,H,W), or (N,T,C,H,W) if batch_first, or unbatched (T,C,H,W). None if `gate_bias` replaces the
-            input convolution of the first layer.
-        hx: initial state (L*D,N,K,H,W), or (L*D,K,H,W) unbatched; None is zeros. Layer by layer, forward direction
-            before reverse.
-        params: for each layer and direction weight_ih (3K,C,kh,kw) (in layers above the first C is D*K), weight_hh
-            (3K,K,kh,kw) and, if has_biases, bias_ih (3K,) and bias_hh (3K,). Gates are stacked r|z|n.
+        input: (T,N,C,H,W), or (N,T,C,H,W) if batch_first, or unbatched (T,C,H,W). None if `gate_bias`
+            replaces the input convolution of the first layer.
+        hx: initial state (L*D,N,K,H,W), or (L*D,K,H,W) unbatched; None is zeros. Layer by layer, forward
+            direction before reverse.
+        params: for each layer and direction weight_ih (3K,C,kh,kw) (in layers above the first C is D*K),
+            weight_hh (3K,K,kh,kw) and, if has_biases, bias_ih (3K,) and bias_hh (3K,). Gates are stacked
+            r|z|n.
         has_biases: whether `params` contains biases.
         num_layers: L.
         dropout: probability of zeroing an element of the outputs of every layer but the last, if `train`.
         train: whether dropout is active.
         bidirectional: D = 2: the second direction runs from the last (valid) step to the first.
         batch_first: exchange T and N in input, gate_bias and output; not in the states.
-        lengths: (N,) integers in 0..T: how many steps of each sample are valid. Outputs past them are zero, h_n is the
-            state at the last valid step, and the reverse direction starts there.
-        gate_bias: (T,N,D*3K,H,W) or (T,N,D*3K,1,1), unbatched without N: added to the pre-activations r|z|n of the first
-            layer (forward direction's 3K channels first). With input=None it stands for W*x + b_ih (precomputed or
-            hoisted); weight_ih and bias_ih of the first layer are then not used.
+        lengths: (N,) integers in 0..T: how many steps of each sample are valid. Outputs past them are zero,
+            h_n is the state at the last valid step, and the reverse direction starts there.
+        gate_bias: (T,N,D*3K,H,W) or (T,N,D*3K,1,1), unbatched without N: added to the pre-activations r|z|n
+            of the first layer (forward direction's 3K channels first). With input=None it stands for W*x +
+            b_ih (precomputed or hoisted); weight_ih and bias_ih of the first layer are then not used.
         variant: "gru-rcn" or "cudnn".
         recompute: keep only the states for the backward pass and compute the gates again there.
 
@@ -74,8 +76,9 @@ def conv_gru(
         output (T,N,D*K,H,W) in the input's order, channels last in memory if the input is; h_n (L*D,N,K,H,W).
 
     Raises:
-        TypeError: an argument of the wrong type. ValueError: a wrong shape, dtype, device or value, or a backend that
-            was named and cannot run this. The message names the argument, what was expected and what came.
+        TypeError: an argument of the wrong type. ValueError: a wrong shape, dtype, device or value, or a
+            backend that was named and cannot run this. The message names the argument, what was expected and
+            what came.
 
     Under autocast all tensors but float64 ones are computed in autocast's dtype, and the result has it.
     """
@@ -149,7 +152,8 @@ def conv_gru_cell(
     Args:
         input: (N,C,H,W) or unbatched (C,H,W); None if `gate_bias` replaces the input convolution.
         hx: state (N,K,H,W) or (K,H,W); None is zeros.
-        weight_ih: (3K,C,kh,kw). weight_hh: (3K,K,kh,kw). bias_ih, bias_hh: (3K,) or None. Gates are stacked r|z|n.
+        weight_ih: (3K,C,kh,kw). weight_hh: (3K,K,kh,kw). bias_ih, bias_hh: (3K,) or None. Gates are stacked
+            r|z|n.
         gate_bias: (N,3K,H,W) or (N,3K,1,1), unbatched without N; as in `conv_gru`.
         variant, recompute: as in `conv_gru`.
 
@@ -198,7 +202,7 @@ def _run(
 ) -> Tensor:
     """One layer, one direction: all states (T,N,K,H,W)."""
     weight_ih, weight_hh, bias_ih, bias_hh = layer
-    args = (input, hx, weight_ih, weight_hh, bias_ih, bias_hh, gate_bias)
+    args: tuple[Tensor | None, ...] = (input, hx, weight_ih, weight_hh, bias_ih, bias_hh, gate_bias)
     if input is None:
         args = (None, hx, None, weight_hh, None, bias_hh, gate_bias)
     needs_grad = torch.is_grad_enabled() and any(arg is not None and arg.requires_grad for arg in args)
@@ -228,7 +232,9 @@ def _check_tensor(name: str, value: object) -> None:
         raise TypeError(f"{name}: expected a Tensor, got {type(value).__name__}")
 
 
-def _check_number(name: str, value: object, types: type | tuple[type, ...], low: float, high: float = float("inf")) -> None:
+def _check_number(
+    name: str, value: object, types: type | tuple[type, ...], low: float, high: float = float("inf")
+) -> None:
     if not isinstance(value, types) or isinstance(value, bool):
         raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
     if not low <= value <= high:  # type: ignore[operator]
@@ -260,14 +266,16 @@ def _split_params(params: Sequence[Tensor], has_biases: bool, count: int) -> lis
     per_layer = 4 if has_biases else 2
     if len(params) != count * per_layer:
         raise ValueError(
-            f"params: expected {count * per_layer} tensors ({per_layer} for each of {count} layers and directions), "
-            f"got {len(params)}"
+            f"params: expected {count * per_layer} tensors ({per_layer} for each of {count} layers and "
+            f"directions), got {len(params)}"
         )
     layers: list[Layer] = []
     for index in range(count):
         weight_ih, weight_hh, *biases = params[index * per_layer : (index + 1) * per_layer]
         layer = (weight_ih, weight_hh, *(biases or (None, None)))
-        _check_layer(layer, tuple(f"params[{index * per_layer + i}] ({n})" for i, n in enumerate(PARAMETER_NAMES)))
+        _check_layer(
+            layer, tuple(f"params[{index * per_layer + i}] ({n})" for i, n in enumerate(PARAMETER_NAMES))
+        )
         layers.append(layer)
     return layers
 
@@ -275,7 +283,7 @@ def _split_params(params: Sequence[Tensor], has_biases: bool, count: int) -> lis
 def _check_layer(layer: Layer, names: tuple[str, ...]) -> None:
     """Types, shapes and dtypes of one layer's parameters among themselves."""
     weight_ih, weight_hh, bias_ih, bias_hh = layer
-    for name, tensor in zip(names, layer):
+    for name, tensor in zip(names, layer, strict=True):
         if tensor is not None:
             _check_tensor(name, tensor)
     if not weight_hh.dtype.is_floating_point:
@@ -290,7 +298,7 @@ def _check_layer(layer: Layer, names: tuple[str, ...]) -> None:
     for name, bias in ((names[2], bias_ih), (names[3], bias_hh)):
         if bias is not None and bias.shape != (three_k,):
             raise ValueError(f"{name}: expected ({three_k},), got {_shape(bias)}")
-    for name, tensor in zip(names, layer):
+    for name, tensor in zip(names, layer, strict=True):
         if tensor is not None:
             _check_same(name, tensor, weight_hh)
 
@@ -308,13 +316,17 @@ def _check_same(name: str, tensor: Tensor, weight: Tensor) -> None:
 def _check_inputs(
     input: Tensor | None, hx: Tensor | None, gate_bias: Tensor | None, layers: list[Layer], D: int, K: int
 ) -> tuple[int, int, int, int]:
-    """Checks input (T,N,C,H,W), hx (L*D,N,K,H,W) and gate_bias (T,N,D*3K,H,W) against each other and the parameters;
-    returns T, N, H, W."""
+    """Checks input (T,N,C,H,W), hx (L*D,N,K,H,W) and gate_bias (T,N,D*3K,H,W) against each other and the
+    parameters; returns T, N, H, W."""
     for index, (weight_ih, weight_hh, _, _) in enumerate(layers):
         if weight_hh.shape[:2] != (3 * K, K):
-            raise ValueError(f"params: expected the same K={K} in every layer, got weight_hh {_shape(weight_hh)}")
+            raise ValueError(
+                f"params: expected the same K={K} in every layer, got weight_hh {_shape(weight_hh)}"
+            )
         if index >= D and weight_ih.size(1) != D * K:
-            raise ValueError(f"params: expected weight_ih (3K,{D * K},kh,kw) above layer 0, got {_shape(weight_ih)}")
+            raise ValueError(
+                f"params: expected weight_ih (3K,{D * K},kh,kw) above layer 0, got {_shape(weight_ih)}"
+            )
         _check_same("params", weight_hh, layers[0][1])
     if input is not None:
         T, N, C, H, W = input.shape
@@ -330,8 +342,10 @@ def _check_inputs(
         if hx is not None and hx.dim() == 5 and (H, W) == (1, 1):
             H, W = hx.shape[3:]
     if gate_bias is not None:
-        if gate_bias.dim() != 5 or gate_bias.shape[:3] != (T, N, D * 3 * K) or (
-            gate_bias.shape[3:] != (H, W) and gate_bias.shape[3:] != (1, 1)
+        if (
+            gate_bias.dim() != 5
+            or gate_bias.shape[:3] != (T, N, D * 3 * K)
+            or (gate_bias.shape[3:] != (H, W) and gate_bias.shape[3:] != (1, 1))
         ):
             raise ValueError(
                 f"gate_bias: expected T={T}, N={N}, {D * 3 * K} channels and {H}x{W} or 1x1 pixels, got "
@@ -353,7 +367,13 @@ def _check_lengths(lengths: Tensor | Sequence[int], T: int, N: int, device: torc
         raise TypeError(f"lengths: expected integers, got {lengths.dtype}")
     if lengths.shape != (N,):
         raise ValueError(f"lengths: expected ({N},), got {_shape(lengths)}")
-    # Values are read where that neither waits for a device nor breaks a graph; the kernels are safe for any value.
-    if lengths.is_cpu and not torch.compiler.is_compiling() and N and (lengths.min() < 0 or lengths.max() > T):
+    # Values are read where that neither waits for a device nor breaks a graph; the kernels are safe for any
+    # value.
+    if (
+        lengths.is_cpu
+        and not torch.compiler.is_compiling()
+        and N
+        and (lengths.min() < 0 or lengths.max() > T)
+    ):
         raise ValueError(f"lengths: expected 0 to T={T}, got {lengths.tolist()}")
     return lengths.to(device=device, dtype=torch.int64)

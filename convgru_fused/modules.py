@@ -50,17 +50,22 @@ class _ConvGRUBase(nn.Module):
         self._parameter_names: list[str] = []
         for suffix, channels in suffixes.items():
             three_k = 3 * hidden_size
-            shapes = [(three_k, channels, *self.kernel_size), (three_k, hidden_size, *self.kernel_size)]
+            shapes: list[tuple[int, ...]] = [
+                (three_k, channels, *self.kernel_size),
+                (three_k, hidden_size, *self.kernel_size),
+            ]
             if self.bias:
                 shapes += [(three_k,), (three_k,)]
-            for name, shape in zip(PARAMETER_NAMES, shapes):
-                self.register_parameter(name + suffix, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
+            for name, shape in zip(PARAMETER_NAMES, shapes, strict=False):
+                self.register_parameter(
+                    name + suffix, nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+                )
                 self._parameter_names.append(name + suffix)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Uniform in +-1/sqrt(K*kh*kw), one over the root of the hidden convolution's fan-in: for a 1x1 kernel the
-        initialisation of torch.nn.GRU."""
+        """Uniform in +-1/sqrt(K*kh*kw), one over the root of the hidden convolution's fan-in: for a 1x1
+        kernel the initialisation of torch.nn.GRU."""
         bound = 1 / math.sqrt(self.hidden_size * self.kernel_size[0] * self.kernel_size[1])
         for parameter in self.parameters():
             nn.init.uniform_(parameter, -bound, bound)
@@ -79,7 +84,8 @@ class _ConvGRUBase(nn.Module):
 
 
 class ConvGRU(_ConvGRUBase):
-    r"""A multi-layer convolutional GRU over a sequence of images, fused into one operator a layer and direction.
+    r"""A multi-layer convolutional GRU over a sequence of images, fused into one operator a layer and
+    direction.
 
     The arguments are those of `torch.nn.GRU` with a kernel size; equations and shapes are those of
     `convgru_fused.functional.conv_gru`, by default the GRU-RCN cell of Ballas et al. 2016.
@@ -92,13 +98,15 @@ class ConvGRU(_ConvGRUBase):
         bias: whether there are bias_ih and bias_hh.
         batch_first: input and output are (N,T,C,H,W) instead of (T,N,C,H,W).
         dropout: probability of dropout on the outputs of every layer but the last, in training.
-        bidirectional: a second direction reads the sequence backwards; outputs are concatenated along the channels.
+        bidirectional: a second direction reads the sequence backwards; outputs are concatenated along the
+            channels.
         variant: "gru-rcn" or "cudnn" (the cell of torch.nn.GRU).
         recompute: keep only the states for the backward pass and compute the gates again there.
         device, dtype: of the parameters.
 
     Attributes:
-        weight_ih_l[k]: (3K,C,kh,kw), gates stacked r|z|n; (3K,D*K,kh,kw) for k > 0. weight_hh_l[k]: (3K,K,kh,kw).
+        weight_ih_l[k]: (3K,C,kh,kw), gates stacked r|z|n; (3K,D*K,kh,kw) for k > 0. weight_hh_l[k]:
+            (3K,K,kh,kw).
         bias_ih_l[k], bias_hh_l[k]: (3K,). The reverse direction's end in _reverse.
 
     Raises:
@@ -179,14 +187,15 @@ class ConvGRU(_ConvGRUBase):
         """A ConvGRU with 1x1 kernels and variant "cudnn" that computes what `gru` computes, at every pixel.
 
         Weights are copied; they have the same names and gate order r|z|n in both, so that
-        ``conv.load_state_dict`` of ``gru.state_dict()`` needs only two trailing dimensions of size 1 on the weights.
+        ``conv.load_state_dict`` of ``gru.state_dict()`` needs only two trailing dimensions of size 1 on the
+        weights.
 
         Raises:
             TypeError: `gru` is not a torch.nn.GRU.
         """
         if not isinstance(gru, nn.GRU):
             raise TypeError(f"gru: expected a torch.nn.GRU, got {type(gru).__name__}")
-        parameter = gru.weight_ih_l0
+        parameter = gru.get_parameter("weight_ih_l0")
         conv = cls(
             gru.input_size,
             gru.hidden_size,
@@ -207,10 +216,10 @@ class ConvGRU(_ConvGRUBase):
 
     @classmethod
     def from_cell(cls, cell: ConvGRUCell, **options: object) -> ConvGRU:
-        """A one-layer ConvGRU with copies of the parameters of `cell`; `options` are passed to the constructor."""
+        """A one-layer ConvGRU with copies of the parameters of `cell`; `options` go to the constructor."""
         if not isinstance(cell, ConvGRUCell):
             raise TypeError(f"cell: expected a ConvGRUCell, got {type(cell).__name__}")
-        first = cell.weight_ih
+        first = cell.get_parameter("weight_ih")
         conv = cls(
             cell.input_size,
             cell.hidden_size,
@@ -253,7 +262,9 @@ class ConvGRUCell(_ConvGRUBase):
     ) -> None:
         super().__init__(input_size, hidden_size, kernel_size, bias, variant, {"": input_size}, device, dtype)
 
-    def forward(self, input: Tensor | None, hx: Tensor | None = None, gate_bias: Tensor | None = None) -> Tensor:
+    def forward(
+        self, input: Tensor | None, hx: Tensor | None = None, gate_bias: Tensor | None = None
+    ) -> Tensor:
         """(N,C,H,W), (N,K,H,W) -> (N,K,H,W); see `convgru_fused.functional.conv_gru_cell`."""
         weight_ih, weight_hh, *biases = self._flat_weights()
         bias_ih, bias_hh = biases or (None, None)
@@ -276,12 +287,14 @@ class ConvGRUCell(_ConvGRUBase):
         """A cell with the weights of a hand-written one that convolves concatenated [input, state].
 
         The hand-written cell computes r = sigmoid(reset([x,h])), z = sigmoid(update([x,h])),
-        n = tanh(candidate([x, r.h])) and blends h and n by z: variant "gru-rcn" up to the order of channels and the
-        meaning of z. Both have to be said, since cells that look alike differ in them.
+        n = tanh(candidate([x, r.h])) and blends h and n by z: variant "gru-rcn" up to the order of channels
+        and the meaning of z. Both have to be said, since cells that look alike differ in them.
 
         Args:
-            candidate: convolution C+K -> K of the candidate, with an odd kernel and padding that keeps the size.
-            gates: joint convolution C+K -> 2K of both gates; then `gate_order` is "rz" or "zr", the order of its halves.
+            candidate: convolution C+K -> K of the candidate, with an odd kernel and padding that keeps the
+                size.
+            gates: joint convolution C+K -> 2K of both gates; then `gate_order` is "rz" or "zr", the order of
+                its halves.
             reset, update: separate convolutions C+K -> K, instead of `gates`.
             concat: "xh" if the cell concatenates [input, state], "hx" if [state, input].
             update_gate: "new" if h' = (1-z).h + z.n (z lets the candidate in), "old" if h' = z.h + (1-z).n.
@@ -316,7 +329,7 @@ class ConvGRUCell(_ConvGRUBase):
             return conv.weight.detach(), bias.detach()
 
         if gates is not None:
-            halves = tuple(zip(*(part.chunk(2) for part in weight_and_bias(gates))))
+            halves = tuple(zip(*(part.chunk(2) for part in weight_and_bias(gates)), strict=True))
             (w_r, b_r), (w_z, b_z) = halves if gate_order == "rz" else halves[::-1]
         else:
             assert reset is not None and update is not None
@@ -325,15 +338,18 @@ class ConvGRUCell(_ConvGRUBase):
             w_z, b_z = -w_z, -b_z
         w_n, b_n = weight_and_bias(candidate)
         weight = torch.cat((w_r, w_z, w_n))
-        has_bias = any(conv is not None and conv.bias is not None for conv in (candidate, gates, reset, update))
-        cell = cls(C, K, tuple(weight.shape[2:]), bias=has_bias, device=weight.device, dtype=weight.dtype)
+        has_bias = any(
+            conv is not None and conv.bias is not None for conv in (candidate, gates, reset, update)
+        )
+        kernel_size = (weight.size(2), weight.size(3))
+        cell = cls(C, K, kernel_size, bias=has_bias, device=weight.device, dtype=weight.dtype)
         with torch.no_grad():
             x_first = concat == "xh"
-            cell.weight_ih.copy_(weight[:, :C] if x_first else weight[:, K:])
-            cell.weight_hh.copy_(weight[:, C:] if x_first else weight[:, :K])
+            cell.get_parameter("weight_ih").copy_(weight[:, :C] if x_first else weight[:, K:])
+            cell.get_parameter("weight_hh").copy_(weight[:, C:] if x_first else weight[:, :K])
             if has_bias:
-                cell.bias_ih.copy_(torch.cat((b_r, b_z, b_n)))
-                cell.bias_hh.zero_()
+                cell.get_parameter("bias_ih").copy_(torch.cat((b_r, b_z, b_n)))
+                cell.get_parameter("bias_hh").zero_()
         return cell
 
 

@@ -17,22 +17,26 @@ def _check(setting: str, origin: str) -> str:
 class _State:
     """The setting in force; process-wide, like the flags of torch.backends."""
 
-    setting = _check(os.environ.get(ENVIRONMENT_VARIABLE, "fast"), f"environment variable {ENVIRONMENT_VARIABLE}")
+    setting = _check(
+        os.environ.get(ENVIRONMENT_VARIABLE, "fast"), f"environment variable {ENVIRONMENT_VARIABLE}"
+    )
 
 
 class precision:
     """Sets what fp32 convolutions on the CPU may do; as a context manager, until the end of the block.
 
     Args:
-        setting: "fast" (the default) allows Winograd's algorithm, which does up to four times fewer multiplications and
-            rounds more: at T=50 the error against float64 is at most 16 times (largest) and 8 times (rms) that of
+        setting: "fast" (the default) allows Winograd's algorithm, which does up to four times fewer
+            multiplications and rounds more: at T=50 the error against float64 is at most 16 times (largest)
+                and 8 times (rms) that of
             PyTorch's own fp32 convolutions. "strict" keeps to the direct sum.
 
     Raises:
         ValueError: another setting.
 
-    The environment variable CONVGRU_FUSED_PRECISION gives the setting at import. Other dtypes and devices are not
-    affected; torch's own switches (TF32, float32_matmul_precision) hold for what PyTorch's kernels compute.
+    The environment variable CONVGRU_FUSED_PRECISION gives the setting at import. Other dtypes and devices are
+    not affected; torch's own switches (TF32, float32_matmul_precision) hold for what PyTorch's kernels
+    compute.
     """
 
     def __init__(self, setting: str) -> None:

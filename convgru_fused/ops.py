@@ -1,10 +1,10 @@
 """The native operators and the four rules that follow each of them: fake, autograd, autocast, vmap.
 
-    convgru_fused::conv_gru            a layer over a whole sequence -> its states, and the gates kept for the backward
-    convgru_fused::conv_gru_backward   its gradient
+    convgru_fused::conv_gru            a layer over a whole sequence -> its states, and the gates kept for the
+    backward convgru_fused::conv_gru_backward   its gradient
 
-Their schemas are in csrc/ops.cpp, the implementations in csrc/<dispatch key>/. Where the library is not built this
-module imports all the same and `missing_reason` says why.
+Their schemas are in csrc/ops.cpp, the implementations in csrc/<dispatch key>/. Where the library is not built
+this module imports all the same and `missing_reason` says why.
 """
 
 from __future__ import annotations
@@ -51,11 +51,22 @@ def conv_gru(
     *,
     save_gates: bool,
 ) -> Tensor:
-    """`eager.conv_gru` as one native operator. save_gates keeps r, z, n for the backward pass, which otherwise computes
-    them again from the states."""
+    """`eager.conv_gru` as one native operator. save_gates keeps r, z, n for the backward pass, which
+    otherwise computes them again from the states."""
     fast = numerics.is_fast()
     output, _ = torch.ops.convgru_fused.conv_gru(
-        input, hx, weight_ih, weight_hh, bias_ih, bias_hh, gate_bias, lengths, variant, reverse, fast, save_gates
+        input,
+        hx,
+        weight_ih,
+        weight_hh,
+        bias_ih,
+        bias_hh,
+        gate_bias,
+        lengths,
+        variant,
+        reverse,
+        fast,
+        save_gates,
     )
     return output
 
@@ -76,7 +87,9 @@ def _empty_like_images(images: Tensor, shape: Sequence[int]) -> Tensor:
     return images.new_empty((*batch, height, width, channels)).movedim(-1, -3)
 
 
-def _problem_images(input: Tensor | None, hx: Tensor | None, gate_bias: Tensor | None) -> tuple[Tensor, Any, Any]:
+def _problem_images(
+    input: Tensor | None, hx: Tensor | None, gate_bias: Tensor | None
+) -> tuple[Tensor, Any, Any]:
     """The images whose memory format the output takes, and the sizes (T, N) and (H, W)."""
     sequence = gate_bias if input is None else input
     assert sequence is not None
@@ -117,13 +130,15 @@ def _conv_gru_backward_fake(grad_output: Tensor, *args: Any) -> tuple[Tensor, ..
     return tuple(gradients)
 
 
-# Autograd: the gradient of conv_gru is conv_gru_backward; that of conv_gru_backward is autograd's own, on the eager code.
+# Autograd: the gradient of conv_gru is conv_gru_backward; that of conv_gru_backward is autograd's own, on the
+# eager code.
 
 
 def _conv_gru_setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     *tensors, variant, reverse, fast, _save_gates = inputs
     states, gates = output
-    # The inputs are the caller's own tensors, kept for the weight gradient and for double backward; ours are the gates.
+    # The inputs are the caller's own tensors, kept for the weight gradient and for double backward; ours are
+    # the gates.
     ctx.save_for_backward(*tensors, states, gates)
     ctx.options = (variant, reverse, fast)
     ctx.mark_non_differentiable(gates)
@@ -131,7 +146,8 @@ def _conv_gru_setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Ten
 
 
 def _conv_gru_autograd(ctx: Any, grad_output: Tensor | None, _grad_gates: None) -> tuple[Tensor | None, ...]:
-    nothing = (None,) * (len(ctx.saved_tensors) - 2 + 4)  # tensors but states and gates; variant, reverse, fast, save_gates
+    # For every tensor but states and gates, and for variant, reverse, fast, save_gates.
+    nothing = (None,) * (len(ctx.saved_tensors) - 2 + 4)
     if grad_output is None:
         return nothing
     mask = list(ctx.needs_input_grad[:NUM_DIFFERENTIABLE])
@@ -148,15 +164,18 @@ def _conv_gru_backward_setup_context(ctx: Any, inputs: tuple[Any, ...], output: 
 
 
 def _conv_gru_backward_autograd(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-    """Double backward. States and gates are functions of the other inputs, so these receive the whole derivative."""
+    """Double backward. States and gates are functions of the other inputs: these get the whole derivative."""
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
         # Aliases, so that two arguments that are one tensor are two variables here.
-        grad_output, *tensors = (None if t is None else t.view_as(t) for t in ctx.saved_tensors)
-        inputs, lengths = tensors[:NUM_DIFFERENTIABLE], tensors[NUM_DIFFERENTIABLE]
+        aliases: list[Any] = [None if t is None else t.view_as(t) for t in ctx.saved_tensors]
+        grad_output, *tensors = aliases
+        inputs: list[Any] = tensors[:NUM_DIFFERENTIABLE]
+        lengths = tensors[NUM_DIFFERENTIABLE]
         wanted = [t.requires_grad_() for t, needed in zip(inputs, ctx.mask, strict=True) if needed]
         grad_output.requires_grad_()
-        states = eager.conv_gru(*inputs, lengths, ctx.variant, ctx.reverse)
+        arguments: list[Any] = [*inputs, lengths, ctx.variant, ctx.reverse]
+        states = eager.conv_gru(*arguments)
         first = torch.autograd.grad(states, wanted, grad_output, create_graph=True, materialize_grads=True)
         received = [grad for grad, needed in zip(grads, ctx.mask, strict=True) if needed]
         pairs = [(f, g) for f, g in zip(first, received, strict=True) if g is not None and f.requires_grad]
@@ -176,7 +195,8 @@ def _conv_gru_backward_autograd(ctx: Any, *grads: Tensor | None) -> tuple[Tensor
     return (*gradients, *(None,) * 7)  # lengths, states, gates, variant, reverse, fast, mask
 
 
-# Autocast: compute in autocast's dtype. conv_gru_backward needs no rule: it runs in the dtypes that the forward had.
+# Autocast: compute in autocast's dtype. conv_gru_backward needs no rule: it runs in the dtypes that the
+# forward had.
 
 
 def autocast(args: Sequence[Any], device_type: str) -> tuple[Any, ...]:
@@ -195,7 +215,8 @@ def _conv_gru_autocast(*args: Any) -> tuple[Tensor, Tensor]:
         return torch.ops.convgru_fused.conv_gru(*autocast(args, "cpu"))
 
 
-# vmap: a mapped axis becomes part of N, unless parameters are mapped or their gradients are asked for; then, a loop.
+# vmap: a mapped axis becomes part of N, unless parameters are mapped or their gradients are asked for; then,
+# a loop.
 
 # Where N is in each leading tensor argument of conv_gru; None for parameters, which have no N.
 _BATCH_AXIS = (1, 0, None, None, None, None, 1, 0)
@@ -205,8 +226,11 @@ def _fold(arg: Tensor | None, in_dim: int | None, axis: int, size: int) -> Tenso
     """The mapped axis in_dim of arg merged into its batch axis; arg is repeated where it is not mapped."""
     if arg is None:
         return None
-    arg = arg.unsqueeze(axis).expand(*arg.shape[:axis], size, *arg.shape[axis:]) if in_dim is None else arg.movedim(in_dim, axis)
-    return arg.flatten(axis, axis + 1)
+    if in_dim is None:
+        mapped = arg.unsqueeze(axis).expand(*arg.shape[:axis], size, *arg.shape[axis:])
+    else:
+        mapped = arg.movedim(in_dim, axis)
+    return mapped.flatten(axis, axis + 1)
 
 
 def _loop(op: Any, info: Any, in_dims: tuple[int | None, ...], args: tuple[Any, ...]) -> tuple[Any, Any]:
@@ -225,21 +249,24 @@ def _dims(in_dims: Any) -> tuple[int | None, ...]:
 def _conv_gru_vmap(info: Any, in_dims: Any, *args: Any) -> tuple[Any, Any]:
     in_dims = _dims(in_dims)
     op = torch.ops.convgru_fused.conv_gru
-    if any(dim is not None for dim, axis in zip(in_dims, _BATCH_AXIS) if axis is None):
+    if any(dim is not None for dim, axis in zip(in_dims, _BATCH_AXIS, strict=False) if axis is None):
         return _loop(op, info, in_dims, args)
     tensors, options = args[: len(_BATCH_AXIS)], args[len(_BATCH_AXIS) :]
     save_gates = options[-1]
     folded = [
         arg if axis is None else _fold(arg, dim, axis, info.batch_size)
-        for arg, dim, axis in zip(tensors, in_dims, _BATCH_AXIS)
+        for arg, dim, axis in zip(tensors, in_dims[: len(_BATCH_AXIS)], _BATCH_AXIS, strict=True)
     ]
     output, gates = op(*folded, *options)
     output = output.unflatten(1, (info.batch_size, -1))
-    return (output, gates.unflatten(1, (info.batch_size, -1)) if save_gates else gates), (1, 1 if save_gates else None)
+    if not save_gates:
+        return (output, gates), (1, None)
+    return (output, gates.unflatten(1, (info.batch_size, -1))), (1, 1)
 
 
 def _conv_gru_backward_vmap(info: Any, in_dims: Any, *args: Any) -> tuple[Any, Any]:
-    # Every use that matters (per-sample gradients) asks for parameter gradients, which a fold would sum over the map.
+    # Every use that matters (per-sample gradients) asks for parameter gradients, which a fold would sum over
+    # the map.
     return _loop(torch.ops.convgru_fused.conv_gru_backward, info, _dims(in_dims), args)
 
 

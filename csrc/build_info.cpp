@@ -1,4 +1,5 @@
-// What is not a tensor operator: how the extension was built and what the machine can run, for `convgru_fused info`.
+// What is not a tensor operator: how the extension was built and what the machine can run, for `convgru_fused
+// info`.
 #include <pybind11/pybind11.h>
 
 #include "cpu/capability.h"
@@ -19,5 +20,6 @@ PYBIND11_MODULE(_build_info, m) {
       "The compiler that built the extension.");
   m.def(
       "cpu_capability", [] { return convgru::cpu::capability_name(convgru::cpu::capability()); },
-      "The instruction set of the CPU kernels: generic, avx2 or avx512; CONVGRU_FUSED_CPU_CAPABILITY lowers it.");
+      "The instruction set of the CPU kernels: generic, avx2 or avx512; CONVGRU_FUSED_CPU_CAPABILITY lowers "
+      "it.");
 }

@@ -1,5 +1,5 @@
-// The element maths of the GRU gates, forward and derivative side by side, for every native kernel, host and device.
-// Everything has internal linkage: the CPU kernels compile this file once for each instruction set.
+// The element maths of the GRU gates, forward and derivative side by side, for every native kernel, host and
+// device. Everything has internal linkage: the CPU kernels compile this file once for each instruction set.
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -14,8 +14,9 @@
 namespace convgru {
 namespace {
 
-// a*b + c, rounded once where the target has the instruction. The build forbids the compiler to contract by itself, so
-// that the vector body and the scalar tail of a loop round alike and results do not depend on how work is split.
+// a*b + c, rounded once where the target has the instruction. The build forbids the compiler to contract by
+// itself, so that the vector body and the scalar tail of a loop round alike and results do not depend on how
+// work is split.
 CONVGRU_HOST_DEVICE float fma(float a, float b, float c) {
 #if defined(__FMA__) || defined(__ARM_FEATURE_FMA) || defined(__CUDA_ARCH__)
   return __builtin_fmaf(a, b, c);
@@ -29,12 +30,14 @@ struct ExpParts {
   float scale;  // 2^n
 };
 
-// exp(x) = scale * (expm1 + 1) for |x| <= 87: x = n ln2 + r, Taylor series of degree 7 in r (relative error 6e-9).
+// exp(x) = scale * (expm1 + 1) for |x| <= 87: x = n ln2 + r, Taylor series of degree 7 in r (relative error
+// 6e-9).
 CONVGRU_HOST_DEVICE ExpParts exp_parts(float x) {
   constexpr float kLog2E = 1.44269504f;
   constexpr float kLn2High = 0.693359375f;  // 9 bits: n * kLn2High is exact
   constexpr float kLn2Low = -2.12194440e-4f;
-  constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, kept in the low mantissa bits
+  constexpr float kRound =
+      12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, kept in the low mantissa bits
   const float shifted = fma(x, kLog2E, kRound);
   const float n = shifted - kRound;
   const float r = fma(n, -kLn2Low, fma(n, -kLn2High, x));
@@ -72,8 +75,12 @@ CONVGRU_HOST_DEVICE float tanh(float x) {
   return m / (m + 2.0f);
 }
 
-CONVGRU_HOST_DEVICE double sigmoid(double x) { return 1.0 / (1.0 + std::exp(-x)); }
-CONVGRU_HOST_DEVICE double tanh(double x) { return std::tanh(x); }
+CONVGRU_HOST_DEVICE double sigmoid(double x) {
+  return 1.0 / (1.0 + std::exp(-x));
+}
+CONVGRU_HOST_DEVICE double tanh(double x) {
+  return std::tanh(x);
+}
 
 // Derivatives in terms of the function's value.
 template <class A>

@@ -12,7 +12,8 @@ constexpr const char* kVariable = "CONVGRU_FUSED_CPU_CAPABILITY";
 Capability detected() {
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  const bool avx2 =
+      __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   if (avx2 && avx512) return Capability::kAvx512;
@@ -29,7 +30,8 @@ Capability chosen() {
     if (std::string(wanted) != capability_name(capability)) continue;
     if (capability > best)
       throw std::runtime_error(
-          std::string(kVariable) + ": this machine has no " + wanted + ", its best is " + capability_name(best));
+          std::string(kVariable) + ": this machine has no " + wanted + ", its best is " +
+          capability_name(best));
     return capability;
   }
   throw std::runtime_error(std::string(kVariable) + ": expected generic, avx2 or avx512, got " + wanted);

@@ -20,8 +20,8 @@ using torch::headeronly::ScalarType;
 
 constexpr std::array<int64_t, 2> kOne{1, 1}, kZero{0, 0};
 
-// Measured on Zen 4, two threads (docs/cpu.md): below so many tiles Winograd's larger weights cost more than its fewer
-// multiplications save; tiles transformed together, so that they stay in the second-level cache.
+// Below so many tiles Winograd's larger weights cost more than its fewer multiplications save; and how many
+// tiles are transformed together, so that they stay in the second-level cache.
 constexpr int64_t kLeastTiles = 16;
 constexpr int64_t kManyTiles = 56;
 constexpr int64_t kFewTiles = 28;
@@ -30,12 +30,16 @@ constexpr int64_t kSplitTiles = 14;
 // A (rows, columns) view of dense channels-last images, or of slices of them.
 Tensor as_matrix(const Tensor& images) {
   const int64_t rows = images.size(0) * images.size(2) * images.size(3);
-  const int64_t row_stride = images.size(3) > 1 ? images.stride(3) : images.size(2) > 1 ? images.stride(2) : images.stride(0);
+  const int64_t row_stride = images.size(3) > 1   ? images.stride(3)
+                             : images.size(2) > 1 ? images.stride(2)
+                                                  : images.stride(0);
   return stable::from_blob(
       images.data_ptr(), {rows, images.size(1)}, {row_stride, 1}, images.device(), images.scalar_type());
 }
 
-Tensor transposed(const Tensor& matrix) { return stable::transpose(matrix, 0, 1); }
+Tensor transposed(const Tensor& matrix) {
+  return stable::transpose(matrix, 0, 1);
+}
 
 // Dense (B,H,W,channels) memory as (B,channels,H,W).
 Tensor channels_first_view(const Tensor& memory) {
@@ -45,15 +49,16 @@ Tensor channels_first_view(const Tensor& memory) {
 // Whether a weight (O,I,3,3) fills its memory without gaps, in whatever order.
 bool is_dense(const Tensor& weight) {
   return weight.is_contiguous() ||
-      (weight.stride(1) == 1 && weight.stride(3) == weight.size(1) && weight.stride(2) == 3 * weight.size(1) &&
-       weight.stride(0) == 9 * weight.size(1));
+         (weight.stride(1) == 1 && weight.stride(3) == weight.size(1) &&
+          weight.stride(2) == 3 * weight.size(1) && weight.stride(0) == 9 * weight.size(1));
 }
 
-// The convolution of x (B,I,H,W) by weight (O,I,3,3) or, with gradient, the transposed convolution of x (B,O,H,W).
+// The convolution of x (B,I,H,W) by weight (O,I,3,3) or, with gradient, the transposed convolution of x
+// (B,O,H,W).
 Tensor winograd(const Tensor& x, const Tensor& weight, bool gradient, const std::optional<Tensor>& bias) {
   const int64_t strides[4] = {weight.stride(0), weight.stride(1), weight.stride(2), weight.stride(3)};
-  const auto transformed =
-      winograd_weights(static_cast<const float*>(weight.data_ptr()), weight.size(0), weight.size(1), strides, gradient);
+  const auto transformed = winograd_weights(
+      static_cast<const float*>(weight.data_ptr()), weight.size(0), weight.size(1), strides, gradient);
   WinogradConvolution p{};
   p.batch = x.size(0);
   p.height = x.size(2);
@@ -75,14 +80,15 @@ Tensor winograd(const Tensor& x, const Tensor& weight, bool gradient, const std:
   stable::parallel_for(0, p.work_items(), 1, [&](int64_t begin, int64_t end) {
     winograd_kernels().convolve(
         begin, end, p, static_cast<const float*>(x.data_ptr()), transformed->data(),
-        bias.has_value() ? static_cast<const float*>(bias->data_ptr()) : nullptr, static_cast<float*>(y.data_ptr()));
+        bias.has_value() ? static_cast<const float*>(bias->data_ptr()) : nullptr,
+        static_cast<float*>(y.data_ptr()));
   });
   return channels_first_view(y);
 }
 
-// The gradient of a weight (O,I,kh,kw), one matrix product a tap. With images padded by zeros a tap is a shift of all
-// pixels at once, so its product runs over the whole batch. For kernels 1xk and kx1 the library is slower than that by
-// a quarter to a half (docs/cpu.md).
+// The gradient of a weight (O,I,kh,kw), one matrix product a tap. With images padded by zeros a tap is a
+// shift of all pixels at once, so its product runs over the whole batch. For kernels 1xk and kx1 the
+// library's own is slower.
 Tensor shifted_products(const Tensor& x, const Tensor& grad, int64_t kernel_h, int64_t kernel_w) {
   const int64_t in = x.size(1), out = grad.size(1), height = kernel_h / 2, width = kernel_w / 2;
   const auto padded = [](const Tensor& images, std::vector<int64_t> padding) {
@@ -103,7 +109,8 @@ Tensor shifted_products(const Tensor& x, const Tensor& grad, int64_t kernel_h, i
   }
   // Taps become the last axes.
   return stable::reshape(
-      stable::contiguous(transposed(stable::view(taps, {kernel_h * kernel_w, out * in}))), {out, in, kernel_h, kernel_w});
+      stable::contiguous(transposed(stable::view(taps, {kernel_h * kernel_w, out * in}))),
+      {out, in, kernel_h, kernel_w});
 }
 
 // PyTorch's own gradients of input and weight; the one that is not asked for is undefined.
@@ -113,8 +120,10 @@ std::pair<Tensor, Tensor> library_backward(
   const std::array<int32_t, 3> mask{wants_input, wants_weight, false};
   AtenTensorHandle grad_input = nullptr, grad_weight = nullptr, grad_bias = nullptr;
   TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_convolution_backward(
-      grad.get(), x.get(), weight.get(), /*bias_sizes=*/nullptr, 0, kOne.data(), 2, padding.data(), 2, kOne.data(), 2,
-      /*transposed=*/0, kZero.data(), 2, /*groups=*/1, mask.data(), 3, &grad_input, &grad_weight, &grad_bias));
+      grad.get(), x.get(), weight.get(), /*bias_sizes=*/nullptr, 0, kOne.data(), 2, padding.data(), 2,
+      kOne.data(), 2,
+      /*transposed=*/0, kZero.data(), 2, /*groups=*/1, mask.data(), 3, &grad_input, &grad_weight,
+      &grad_bias));
   const Tensor unused(grad_bias);
   return {Tensor(grad_input), Tensor(grad_weight)};
 }
@@ -126,7 +135,8 @@ Tensor images_view(
     int64_t pixel_stride) {
   return stable::from_blob(
       const_cast<void*>(data), {batch, channels, height, width},
-      {height * width * pixel_stride, 1, width * pixel_stride, pixel_stride}, like.device(), like.scalar_type());
+      {height * width * pixel_stride, 1, width * pixel_stride, pixel_stride}, like.device(),
+      like.scalar_type());
 }
 
 Convolution::Convolution(const Tensor& weight, bool fast)
@@ -141,7 +151,8 @@ Convolution::Convolution(const Tensor& weight, bool fast)
 
 Convolution::Algorithm Convolution::choose(int64_t batch, int64_t height, int64_t width) const {
   if (kernel_h_ == 1 && kernel_w_ == 1) return Algorithm::kMatrixProduct;
-  const int64_t tiles = batch * ((height + kWinogradTile - 1) / kWinogradTile) * ((width + kWinogradTile - 1) / kWinogradTile);
+  const int64_t tiles =
+      batch * ((height + kWinogradTile - 1) / kWinogradTile) * ((width + kWinogradTile - 1) / kWinogradTile);
   return winograd_ && tiles >= kLeastTiles ? Algorithm::kWinograd : Algorithm::kLibrary;
 }
 
@@ -173,8 +184,8 @@ Tensor Convolution::forward(const Tensor& x, const std::optional<Tensor>& bias) 
       AtenTensorHandle result = nullptr;
       const std::array<int64_t, 2> padding{kernel_h_ / 2, kernel_w_ / 2};
       TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_convolution(
-          x.get(), library_weight().get(), bias.has_value() ? &bias_handle : nullptr, kOne.data(), 2, padding.data(), 2,
-          kOne.data(), 2, /*transposed=*/0, kZero.data(), 2, /*groups=*/1, &result));
+          x.get(), library_weight().get(), bias.has_value() ? &bias_handle : nullptr, kOne.data(), 2,
+          padding.data(), 2, kOne.data(), 2, /*transposed=*/0, kZero.data(), 2, /*groups=*/1, &result));
       return stable::contiguous(Tensor(result), MemoryFormat::ChannelsLast);
     }
   }

@@ -1,4 +1,5 @@
-// "Same" convolutions of channels-last images: the one place that decides which code runs a convolution on the CPU.
+// "Same" convolutions of channels-last images: the one place that decides which code runs a convolution on
+// the CPU.
 #pragma once
 #include <torch/csrc/stable/tensor.h>
 
@@ -13,14 +14,15 @@ using torch::stable::Tensor;
 // Images are (B,channels,H,W) whose memory is a dense (B,H,W,channels).
 class Convolution {
  public:
-  // weight (O,I,kh,kw), kh and kw odd. fast allows Winograd's algorithm for 3x3 kernels in fp32; without it every sum is
-  // the direct one.
+  // weight (O,I,kh,kw), kh and kw odd. fast allows Winograd's algorithm for 3x3 kernels in fp32; without it
+  // every sum is the direct one.
   Convolution(const Tensor& weight, bool fast);
 
   // x (B,I,H,W), bias (O,) -> (B,O,H,W)
   Tensor forward(const Tensor& x, const std::optional<Tensor>& bias) const;
 
-  // The transposed convolution: grad (B,O,H,W) -> (B,I,H,W); x (B,I,H,W) gives shape and layout, its values do not matter
+  // The transposed convolution: grad (B,O,H,W) -> (B,I,H,W); x (B,I,H,W) gives shape and layout, its values
+  // do not matter
   Tensor grad_input(const Tensor& x, const Tensor& grad) const;
 
   // x (B,I,H,W), grad (B,O,H,W), whose pixels may be wider apart than O -> (O,I,kh,kw)

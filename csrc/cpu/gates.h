@@ -1,6 +1,6 @@
-// The elementwise half of a ConvGRU on the CPU: raw pointers, no torch, no threads. Each function works on the rows
-// [begin, end) of channels-last buffers; a row is one pixel of one sample, `rows` are N*H*W pixels of one time step
-// unless said otherwise. Nothing may alias but what is said to.
+// The elementwise half of a ConvGRU on the CPU: raw pointers, no torch, no threads. Each function works on
+// the rows [begin, end) of channels-last buffers; a row is one pixel of one sample, `rows` are N*H*W pixels
+// of one time step unless said otherwise. Nothing may alias but what is said to.
 #pragma once
 #include <cstdint>
 
@@ -21,33 +21,34 @@ struct GateKernels {
   // "gru-rcn", first half: r, z = sigmoid(a_rz + c), rh = r.h. Used on the rows of all time steps too.
   void (*reset_update)(
       int64_t begin, int64_t end, int64_t K,
-      T* a,         // [rows][3K] in: what the gates receive from outside, r|z|n; out: r|z|n with r and z final
-      const T* c,   // [rows][2K] U_rz*h, or nullptr for zeros
-      const T* h,   // [rows][K] previous state, or nullptr for zeros
-      T* rh);       // [rows][K] out; not written if h is nullptr
+      T* a,        // [rows][3K] in: what the gates receive from outside, r|z|n; out: r|z|n with r and z final
+      const T* c,  // [rows][2K] U_rz*h, or nullptr for zeros
+      const T* h,  // [rows][K] previous state, or nullptr for zeros
+      T* rh);      // [rows][K] out; not written if h is nullptr
 
   // "gru-rcn", second half: n = tanh(a_n + c), h' = (1-z).h + z.n.
   void (*candidate)(
       int64_t begin, int64_t end, int64_t K, Valid valid,
-      T* a,         // [rows][3K] in: r|z|a_n; out: r|z|n
-      const T* c,   // [rows][K] U_n*(r.h), or nullptr for zeros
-      const T* h,   // [rows][K] previous state, or nullptr for zeros
-      T* state,     // [rows][K] out: h' where valid, else h; nullptr: only n is wanted
-      T* output);   // [rows][K] out: h' where valid, else 0; may be state itself if every row is valid
+      T* a,        // [rows][3K] in: r|z|a_n; out: r|z|n
+      const T* c,  // [rows][K] U_n*(r.h), or nullptr for zeros
+      const T* h,  // [rows][K] previous state, or nullptr for zeros
+      T* state,    // [rows][K] out: h' where valid, else h; nullptr: only n is wanted
+      T* output);  // [rows][K] out: h' where valid, else 0; may be state itself if every row is valid
 
   // "cudnn": r, z = sigmoid(a_rz + c_rz), q = c_n + b, n = tanh(a_n + r.q), h' = (1-z).n + z.h.
   void (*cudnn_step)(
       int64_t begin, int64_t end, int64_t K, Valid valid,
-      const T* a,   // [rows][3K] what the gates receive from outside, r|z|n
-      const T* c,   // [rows][3K] U*h, or nullptr for zeros
-      const T* b,   // [K] b_hn, or nullptr for zeros
-      const T* h,   // [rows][K] previous state, or nullptr for zeros
-      T* gates,     // [rows][4K] out: r|z|n|q, or nullptr
-      T* state,     // as in candidate
-      T* output);   // as in candidate
+      const T* a,  // [rows][3K] what the gates receive from outside, r|z|n
+      const T* c,  // [rows][3K] U*h, or nullptr for zeros
+      const T* b,  // [K] b_hn, or nullptr for zeros
+      const T* h,  // [rows][K] previous state, or nullptr for zeros
+      T* gates,    // [rows][4K] out: r|z|n|q, or nullptr
+      T* state,    // as in candidate
+      T* output);  // as in candidate
 
   // Gradient of candidate: dh = carry + carry_conv + grad_output where valid;
-  // d_n = dh.z.(1-n^2), d_z = dh.(n-h).z.(1-z), carry <- dh.(1-z). Where not valid: d = 0, carry <- carry + carry_conv.
+  // d_n = dh.z.(1-n^2), d_z = dh.(n-h).z.(1-z), carry <- dh.(1-z). Where not valid: d = 0, carry <- carry +
+  // carry_conv.
   void (*candidate_backward)(
       int64_t begin, int64_t end, int64_t K, Valid valid,
       const T* grad_output,  // [rows][K]
@@ -83,9 +84,7 @@ struct GateKernels {
 
   // y <- y + x, y [rows][width]; x has a row for each row, each sample (image) or for all: see the strides.
   void (*add)(
-      int64_t begin, int64_t end, int64_t width,
-      T* y,
-      const T* x,
+      int64_t begin, int64_t end, int64_t width, T* y, const T* x,
       int64_t pixels,         // rows of an image
       int64_t image_stride,   // from one image of x to the next, in elements; 0: the same for all
       int64_t pixel_stride);  // from one pixel of x to the next, in elements; 0: the same for all

@@ -85,8 +85,8 @@ void candidate(
 
 template <class T>
 void cudnn_step(
-    int64_t begin, int64_t end, int64_t K, Valid valid, const T* a, const T* c, const T* b, const T* h, T* gates,
-    T* state, T* output) {
+    int64_t begin, int64_t end, int64_t K, Valid valid, const T* a, const T* c, const T* b, const T* h,
+    T* gates, T* state, T* output) {
   using A = acc_t<T>;
   for (int64_t row = begin; row < end; ++row) {
     const T* __restrict a_row = a + row * 3 * K;
@@ -122,7 +122,8 @@ void cudnn_step(
   }
 }
 
-// carry <- carry + carry_conv, and d = 0: a step past the sample's length passes the gradient of its state on.
+// carry <- carry + carry_conv, and d = 0: a step past the sample's length passes the gradient of its state
+// on.
 template <class T>
 void pass_on(int64_t K, const T* carry_conv, T* carry) {
   if (carry_conv == nullptr) return;
@@ -137,8 +138,8 @@ void zero(int64_t count, T* x) {
 
 template <class T>
 void candidate_backward(
-    int64_t begin, int64_t end, int64_t K, Valid valid, const T* grad_output, const T* carry_conv, const T* gates,
-    const T* h, T* carry, T* d, T* d_n) {
+    int64_t begin, int64_t end, int64_t K, Valid valid, const T* grad_output, const T* carry_conv,
+    const T* gates, const T* h, T* carry, T* d, T* d_n) {
   using A = acc_t<T>;
   for (int64_t row = begin; row < end; ++row) {
     const T* __restrict z_row = gates + row * 3 * K + K;
@@ -173,7 +174,8 @@ void candidate_backward(
 
 template <class T>
 void reset_update_backward(
-    int64_t begin, int64_t end, int64_t K, const T* g, const T* gates, const T* h, T* carry, T* d, T* d_rz, T* rh) {
+    int64_t begin, int64_t end, int64_t K, const T* g, const T* gates, const T* h, T* carry, T* d, T* d_rz,
+    T* rh) {
   using A = acc_t<T>;
   for (int64_t row = begin; row < end; ++row) {
     const T* __restrict r_row = gates + row * 3 * K;
@@ -209,8 +211,8 @@ void reset_update_backward(
 
 template <class T>
 void cudnn_step_backward(
-    int64_t begin, int64_t end, int64_t K, Valid valid, const T* grad_output, const T* carry_conv, const T* gates,
-    const T* h, T* carry, T* d, T* d_hidden) {
+    int64_t begin, int64_t end, int64_t K, Valid valid, const T* grad_output, const T* carry_conv,
+    const T* gates, const T* h, T* carry, T* d, T* d_hidden) {
   using A = acc_t<T>;
   for (int64_t row = begin; row < end; ++row) {
     const T* __restrict gates_row = gates + row * 4 * K;
@@ -263,7 +265,8 @@ constexpr int64_t kTransposeTile = 16;
 // The part of a transposition that starts at row i0, column j0.
 template <class T>
 void transpose_tile(int64_t i0, int64_t j0, int64_t rows, int64_t columns, const T* x, T* y) {
-  if (i0 + kTransposeTile <= rows && j0 + kTransposeTile <= columns) {  // of fixed size: stays in vector registers
+  if (i0 + kTransposeTile <= rows &&
+      j0 + kTransposeTile <= columns) {  // of fixed size: stays in vector registers
     T tile[kTransposeTile][kTransposeTile];
     for (int64_t i = 0; i < kTransposeTile; ++i) memcpy(tile[i], x + (i0 + i) * columns + j0, sizeof tile[i]);
     for (int64_t j = 0; j < kTransposeTile; ++j) {
@@ -285,10 +288,12 @@ void transpose(int64_t begin, int64_t end, int64_t rows, int64_t columns, const 
     // The longer axis innermost: the other way round every tile would touch new pages.
     if (columns >= rows) {
       for (int64_t i0 = 0; i0 < rows; i0 += kTransposeTile)
-        for (int64_t j0 = 0; j0 < columns; j0 += kTransposeTile) transpose_tile(i0, j0, rows, columns, x_image, y_image);
+        for (int64_t j0 = 0; j0 < columns; j0 += kTransposeTile)
+          transpose_tile(i0, j0, rows, columns, x_image, y_image);
     } else {
       for (int64_t j0 = 0; j0 < columns; j0 += kTransposeTile)
-        for (int64_t i0 = 0; i0 < rows; i0 += kTransposeTile) transpose_tile(i0, j0, rows, columns, x_image, y_image);
+        for (int64_t i0 = 0; i0 < rows; i0 += kTransposeTile)
+          transpose_tile(i0, j0, rows, columns, x_image, y_image);
     }
   }
 }

@@ -17,14 +17,14 @@ CONVGRU_DECLARE_KERNELS(generic)
 #if defined(__x86_64__)
 CONVGRU_DECLARE_KERNELS(avx2)
 CONVGRU_DECLARE_KERNELS(avx512)
-#define CONVGRU_CHOOSE(kernels)       \
-  switch (capability()) {             \
-    case Capability::kAvx512:         \
-      return avx512::kernels;         \
-    case Capability::kAvx2:           \
-      return avx2::kernels;           \
-    default:                          \
-      return generic::kernels;        \
+#define CONVGRU_CHOOSE(kernels) \
+  switch (capability()) {       \
+    case Capability::kAvx512:   \
+      return avx512::kernels;   \
+    case Capability::kAvx2:     \
+      return avx2::kernels;     \
+    default:                    \
+      return generic::kernels;  \
   }
 #else
 #define CONVGRU_CHOOSE(kernels) return generic::kernels;
@@ -46,6 +46,8 @@ template <>
 const GateKernels<float16>& gate_kernels() {
   CONVGRU_CHOOSE(kFloat16)
 }
-const WinogradKernels& winograd_kernels() { CONVGRU_CHOOSE(kWinograd) }
+const WinogradKernels& winograd_kernels() {
+  CONVGRU_CHOOSE(kWinograd)
+}
 
 }  // namespace convgru::cpu

@@ -1,7 +1,7 @@
 // The kernels for x86-64 with AVX2, FMA and F16C.
 #if defined(__x86_64__)
-// Everything from the standard library comes before the pragma: its inline functions are shared with code that has to
-// run on lesser machines.
+// Everything from the standard library comes before the pragma: its inline functions are shared with code
+// that has to run on lesser machines.
 #include <immintrin.h>
 
 #include <cmath>

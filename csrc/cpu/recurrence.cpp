@@ -1,5 +1,6 @@
-// The operators of csrc/ops.cpp on the CPU: checks, memory, the loop over time. Elementwise work is in gates.h,
-// convolutions in convolution.h. Inside, everything is channels last: a buffer of the sequence is (T,N,H,W,channels).
+// The operators of csrc/ops.cpp on the CPU: checks, memory, the loop over time. Elementwise work is in
+// gates.h, convolutions in convolution.h. Inside, everything is channels last: a buffer of the sequence is
+// (T,N,H,W,channels).
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -27,7 +28,7 @@ using torch::headeronly::IntHeaderOnlyArrayRef;
 struct Problem {
   int64_t T, N, K, H, W;
   bool cudnn, reverse;
-  bool fast;  // Winograd's algorithm is allowed
+  bool fast;               // Winograd's algorithm is allowed
   const int64_t* lengths;  // (N,) or nullptr
 
   int64_t pixels() const { return H * W; }
@@ -49,12 +50,15 @@ struct Problem {
 Problem describe(
     const Optional& input, const Optional& hx, const Optional& weight_ih, const Tensor& weight_hh,
     const Optional& gate_bias, const Optional& lengths, const std::string& variant, bool reverse, bool fast) {
-  STD_TORCH_CHECK(variant == "gru-rcn" || variant == "cudnn", "variant: expected 'gru-rcn' or 'cudnn', got ", variant);
-  STD_TORCH_CHECK(input.has_value() || gate_bias.has_value(), "input: expected a Tensor if there is no gate_bias");
+  STD_TORCH_CHECK(
+      variant == "gru-rcn" || variant == "cudnn", "variant: expected 'gru-rcn' or 'cudnn', got ", variant);
+  STD_TORCH_CHECK(
+      input.has_value() || gate_bias.has_value(), "input: expected a Tensor if there is no gate_bias");
   STD_TORCH_CHECK(input.has_value() == weight_ih.has_value(), "weight_ih: expected together with input");
   const Tensor& sequence = input.has_value() ? *input : *gate_bias;
   STD_TORCH_CHECK(sequence.dim() == 5, "input: expected 5 dimensions (T,N,C,H,W), got ", sequence.dim());
-  STD_TORCH_CHECK(weight_hh.dim() == 4, "weight_hh: expected (3K,K,kh,kw), got ", weight_hh.dim(), " dimensions");
+  STD_TORCH_CHECK(
+      weight_hh.dim() == 4, "weight_hh: expected (3K,K,kh,kw), got ", weight_hh.dim(), " dimensions");
   const Tensor& images = input.has_value() || !hx.has_value() ? sequence : *hx;
   Problem p{};
   p.T = sequence.size(0);
@@ -65,7 +69,8 @@ Problem describe(
   p.cudnn = variant == "cudnn";
   p.reverse = reverse;
   p.fast = fast;
-  STD_TORCH_CHECK(weight_hh.size(0) == 3 * p.K, "weight_hh: expected ", 3 * p.K, " outputs, got ", weight_hh.size(0));
+  STD_TORCH_CHECK(
+      weight_hh.size(0) == 3 * p.K, "weight_hh: expected ", 3 * p.K, " outputs, got ", weight_hh.size(0));
   if (input.has_value()) {
     STD_TORCH_CHECK(
         weight_ih->dim() == 4 && weight_ih->size(0) == 3 * p.K && weight_ih->size(1) == input->size(2),
@@ -73,14 +78,16 @@ Problem describe(
   }
   if (hx.has_value()) {
     STD_TORCH_CHECK(
-        hx->dim() == 4 && hx->size(0) == p.N && hx->size(1) == p.K && hx->size(2) == p.H && hx->size(3) == p.W,
+        hx->dim() == 4 && hx->size(0) == p.N && hx->size(1) == p.K && hx->size(2) == p.H &&
+            hx->size(3) == p.W,
         "hx: expected (", p.N, ",", p.K, ",", p.H, ",", p.W, ")");
   }
   if (gate_bias.has_value()) {
     const bool full = gate_bias->dim() == 5 && gate_bias->size(3) == p.H && gate_bias->size(4) == p.W;
     const bool vector = gate_bias->dim() == 5 && gate_bias->size(3) == 1 && gate_bias->size(4) == 1;
     STD_TORCH_CHECK(
-        (full || vector) && gate_bias->size(0) == p.T && gate_bias->size(1) == p.N && gate_bias->size(2) == 3 * p.K,
+        (full || vector) && gate_bias->size(0) == p.T && gate_bias->size(1) == p.N &&
+            gate_bias->size(2) == 3 * p.K,
         "gate_bias: expected (", p.T, ",", p.N, ",", 3 * p.K, ",", p.H, ",", p.W, ") or 1x1 pixels");
   }
   if (lengths.has_value()) {
@@ -99,15 +106,17 @@ void check_same(const char* name, const Optional& tensor, const Tensor& weight) 
   STD_TORCH_CHECK(tensor->scalar_type() == weight.scalar_type(), name, ": expected the dtype of weight_hh");
 }
 
-// Runs f(begin, end) on [0, rows) in parallel; width elements a row. A thread gets at least 16k elements: less is not
-// worth waking it.
+// Runs f(begin, end) on [0, rows) in parallel; width elements a row. A thread gets at least 16k elements:
+// less is not worth waking it.
 template <class F>
 void parallel_rows(int64_t rows, int64_t width, const F& f) {
   stable::parallel_for(0, rows, std::max<int64_t>(1, (16 << 10) / std::max<int64_t>(1, width)), f);
 }
 
 // The same test as _is_channels_last in convgru_fused/ops.py.
-bool is_channels_last(const Tensor& images) { return images.stride(images.dim() - 3) == 1; }
+bool is_channels_last(const Tensor& images) {
+  return images.stride(images.dim() - 3) == 1;
+}
 
 // Strides that a dense channels-last (...,C,H,W) has, up to axes of size 1.
 bool is_dense_channels_last(const Tensor& images) {
@@ -138,7 +147,9 @@ Tensor channels_first_view(const Tensor& memory) {
   return stable::transpose(stable::transpose(memory, dim - 2, dim - 1), dim - 3, dim - 2);
 }
 
-std::vector<int64_t> sizes(const Tensor& tensor) { return {tensor.sizes().begin(), tensor.sizes().end()}; }
+std::vector<int64_t> sizes(const Tensor& tensor) {
+  return {tensor.sizes().begin(), tensor.sizes().end()};
+}
 
 std::vector<int64_t> channels_last_sizes(const Tensor& images) {
   std::vector<int64_t> shape = sizes(images);
@@ -157,7 +168,8 @@ Tensor to_channels_last(const Tensor& images) {
   }
   Tensor memory = stable::new_empty(images, channels_last_sizes(images));
   if (images.is_contiguous()) {
-    const int64_t dim = images.dim(), channels = images.size(dim - 3), pixels = images.size(dim - 2) * images.size(dim - 1);
+    const int64_t dim = images.dim(), channels = images.size(dim - 3),
+                  pixels = images.size(dim - 2) * images.size(dim - 1);
     const int64_t count = images.numel() / std::max<int64_t>(1, channels * pixels);
     parallel_rows(count, channels * pixels, [&](int64_t begin, int64_t end) {
       gate_kernels<T>().transpose(begin, end, channels, pixels, data<T>(images), data<T>(memory));
@@ -175,7 +187,8 @@ Tensor from_channels_last(const Tensor& memory, bool channels_last) {
   const Tensor view = channels_first_view(memory);
   if (channels_last) return view;
   const Tensor images = stable::new_empty(memory, sizes(view));
-  const int64_t dim = memory.dim(), channels = memory.size(dim - 1), pixels = memory.size(dim - 2) * memory.size(dim - 3);
+  const int64_t dim = memory.dim(), channels = memory.size(dim - 1),
+                pixels = memory.size(dim - 2) * memory.size(dim - 3);
   const int64_t count = memory.numel() / std::max<int64_t>(1, channels * pixels);
   parallel_rows(count, channels * pixels, [&](int64_t begin, int64_t end) {
     gate_kernels<T>().transpose(begin, end, pixels, channels, data<T>(memory), data<T>(images));
@@ -205,7 +218,8 @@ struct HiddenConvolutions {
   }
 };
 
-// The biases that add to the pre-activations directly, (3K,): all but the b_hn of "cudnn", which r multiplies.
+// The biases that add to the pre-activations directly, (3K,): all but the b_hn of "cudnn", which r
+// multiplies.
 template <class T>
 Optional direct_bias(const Optional& bias_ih, const Optional& bias_hh, const Problem& p) {
   if (!bias_ih.has_value() && !bias_hh.has_value()) return std::nullopt;
@@ -250,13 +264,15 @@ Tensor input_gates(
 template <class T>
 std::tuple<Tensor, Tensor> forward(
     const Optional& input, const Optional& hx, const Optional& weight_ih, const Tensor& weight_hh,
-    const Optional& bias_ih, const Optional& bias_hh, const Optional& gate_bias, const Problem& p, bool save_gates) {
+    const Optional& bias_ih, const Optional& bias_hh, const Optional& gate_bias, const Problem& p,
+    bool save_gates) {
   const GateKernels<T>& kernels = gate_kernels<T>();
   const bool channels_last = is_channels_last(input.has_value() ? *input : hx.has_value() ? *hx : *gate_bias);
   const Tensor states = stable::new_empty(weight_hh, {p.T, p.N, p.H, p.W, p.K});
   const std::vector<int64_t> gates_shape =
       save_gates ? std::vector<int64_t>{p.T, p.N, p.H, p.W, p.gates_kept() * p.K} : std::vector<int64_t>{0};
-  if (p.all_rows() == 0) return {from_channels_last<T>(states, channels_last), stable::new_empty(weight_hh, gates_shape)};
+  if (p.all_rows() == 0)
+    return {from_channels_last<T>(states, channels_last), stable::new_empty(weight_hh, gates_shape)};
 
   const Tensor a = input_gates<T>(input, weight_ih, bias_ih, bias_hh, gate_bias, p);
   Tensor gates = a;  // "gru-rcn" overwrites the pre-activations by the gates
@@ -306,8 +322,8 @@ std::tuple<Tensor, Tensor> forward(
   return {from_channels_last<T>(states, channels_last), gates};
 }
 
-// The state before each step, dense (T,N,H,W,K), from the outputs of the sequence. At steps past a sample's length it
-// is whatever it is: no gradient passes there.
+// The state before each step, dense (T,N,H,W,K), from the outputs of the sequence. At steps past a sample's
+// length it is whatever it is: no gradient passes there.
 template <class T>
 Tensor previous_states(const Tensor& output, const Optional& hx, const Problem& p) {
   const Tensor states = to_channels_last<T>(output);
@@ -331,7 +347,8 @@ Tensor previous_states(const Tensor& output, const Optional& hx, const Problem& 
   return previous;
 }
 
-// The gates of every step, computed again from the states, all steps at once: what forward saves with save_gates.
+// The gates of every step, computed again from the states, all steps at once: what forward saves with
+// save_gates.
 template <class T>
 Tensor recompute_gates(
     const Optional& input, const Optional& weight_ih, const Optional& bias_ih, const Optional& bias_hh,
@@ -344,8 +361,8 @@ Tensor recompute_gates(
     const Tensor gates = stable::new_empty(previous, {p.T, p.N, p.H, p.W, 4 * p.K});
     parallel_rows(p.all_rows(), p.K, [&](int64_t begin, int64_t end) {
       kernels.cudnn_step(
-          begin, end, p.K, p.all_valid(), data<T>(a), data<T>(c), b_hn, data<T>(previous), data<T>(gates), nullptr,
-          nullptr);
+          begin, end, p.K, p.all_valid(), data<T>(a), data<T>(c), b_hn, data<T>(previous), data<T>(gates),
+          nullptr, nullptr);
     });
     return gates;
   }
@@ -374,7 +391,8 @@ Tensor channels_of(const Tensor& memory, int64_t first, int64_t count, const Pro
 // The sum over all rows of dense (T,N,H,W,channels) memory: (channels,).
 Tensor sum_rows(const Tensor& memory, const Problem& p) {
   const std::array<int64_t, 1> axis{0};
-  return stable::sum(stable::view(memory, {p.all_rows(), memory.size(memory.dim() - 1)}), IntHeaderOnlyArrayRef(axis));
+  return stable::sum(
+      stable::view(memory, {p.all_rows(), memory.size(memory.dim() - 1)}), IntHeaderOnlyArrayRef(axis));
 }
 
 template <class T>
@@ -384,8 +402,8 @@ Gradients backward(
     const Tensor& output, const Tensor& gates_kept, const Problem& p, const std::vector<bool>& wanted) {
   const GateKernels<T>& kernels = gate_kernels<T>();
   Gradients gradients;
-  const std::array<const Optional, kNumDifferentiable> arguments{
-      input, hx, weight_ih, weight_hh, bias_ih, bias_hh, gate_bias};
+  const std::array<const Optional, kNumDifferentiable> arguments{input,   hx,      weight_ih, weight_hh,
+                                                                 bias_ih, bias_hh, gate_bias};
   for (int i = 0; i < kNumDifferentiable; ++i) gradients[i] = stable::new_empty(grad_output, {0});
   if (p.all_rows() == 0) {
     for (int i = 0; i < kNumDifferentiable; ++i)
@@ -396,14 +414,16 @@ Gradients backward(
 
   const HiddenConvolutions hidden(weight_hh, p);
   const Tensor previous = previous_states<T>(output, hx, p);
-  const Tensor gates = gates_kept.numel() > 0 ? gates_kept
-                                              : recompute_gates<T>(
-                                                    input, weight_ih, bias_ih, bias_hh, gate_bias, previous, hidden, p);
+  const Tensor gates =
+      gates_kept.numel() > 0
+          ? gates_kept
+          : recompute_gates<T>(input, weight_ih, bias_ih, bias_hh, gate_bias, previous, hidden, p);
   const Tensor grad_states = to_channels_last<T>(grad_output);
   const auto new_buffer = [&](int64_t channels) {
     return stable::new_empty(weight_hh, {p.N, p.H, p.W, channels});
   };
-  // d: gradients of the pre-activations; d_hidden: of the hidden convolutions' outputs, where "cudnn" has d_q, not d_n.
+  // d: gradients of the pre-activations; d_hidden: of the hidden convolutions' outputs, where "cudnn" has
+  // d_q, not d_n.
   const Tensor d = stable::new_empty(weight_hh, {p.T, p.N, p.H, p.W, 3 * p.K});
   const Tensor d_hidden = p.cudnn ? stable::new_empty(weight_hh, {p.T, p.N, p.H, p.W, 3 * p.K}) : d;
   const bool keep_rh = !p.cudnn && wanted[kWeightHh];
@@ -418,8 +438,8 @@ Gradients backward(
     const int64_t t = p.time(i);
     const Valid valid = p.valid(t);
     const int64_t offset = t * p.rows() * p.K;
-    // Before a zero state nothing flows further, and r.h is zero too. With lengths the reverse direction starts at a
-    // step of its own in each sample: those zeros are then in `previous`.
+    // Before a zero state nothing flows further, and r.h is zero too. With lengths the reverse direction
+    // starts at a step of its own in each sample: those zeros are then in `previous`.
     const bool from_zero = i == 0 && !hx.has_value();
     const T* h = from_zero ? nullptr : data<T>(previous) + offset;
     const T* grad_t = data<T>(grad_states) + offset;
@@ -428,8 +448,8 @@ Gradients backward(
       T* d_hidden_t = data<T>(d_hidden) + 3 * offset;
       parallel_rows(p.rows(), p.K, [&](int64_t begin, int64_t end) {
         kernels.cudnn_step_backward(
-            begin, end, p.K, valid, grad_t, data<T>(carry_conv), data<T>(gates) + 4 * offset, h, data<T>(carry), d_t,
-            d_hidden_t);
+            begin, end, p.K, valid, grad_t, data<T>(carry_conv), data<T>(gates) + 4 * offset, h,
+            data<T>(carry), d_t, d_hidden_t);
       });
       if (i > 0 || wanted[kHx])
         carry_conv = hidden.parts[0].grad_input(carry_images, images_of<T>(d_hidden, t * p.N, p.N, p));
@@ -447,7 +467,8 @@ Gradients backward(
           begin, end, p.K, data<T>(g), gates_t, h, data<T>(carry), d_t, data<T>(d_rz),
           keep_rh ? data<T>(rh) + offset : nullptr);
     });
-    if (i > 0 || wanted[kHx]) carry_conv = hidden.parts[0].grad_input(carry_images, images_of<T>(d_rz, 0, p.N, p));
+    if (i > 0 || wanted[kHx])
+      carry_conv = hidden.parts[0].grad_input(carry_images, images_of<T>(d_rz, 0, p.N, p));
   }
 
   if (wanted[kHx]) {
@@ -479,7 +500,8 @@ Gradients backward(
       Tensor grad_n = stable::narrow(gradients[kWeightHh], 0, 2 * p.K, p.K);
       stable::copy_(grad_rz, hidden.parts[0].grad_weight(h_all, channels_of<T>(d, 0, 2 * p.K, p)));
       stable::copy_(
-          grad_n, hidden.parts[1].grad_weight(images_of<T>(rh, 0, p.images(), p), channels_of<T>(d, 2 * p.K, p.K, p)));
+          grad_n, hidden.parts[1].grad_weight(
+                      images_of<T>(rh, 0, p.images(), p), channels_of<T>(d, 2 * p.K, p.K, p)));
     }
   }
   if (wanted[kBiasIh]) gradients[kBiasIh] = sum_rows(d, p);
@@ -516,9 +538,9 @@ auto dispatch(ScalarType type, const F& f) {
 }
 
 std::tuple<Tensor, Tensor> conv_gru(
-    const Optional input, const Optional hx, const Optional weight_ih, const Tensor weight_hh, const Optional bias_ih,
-    const Optional bias_hh, const Optional gate_bias, const Optional lengths, const std::string variant, bool reverse,
-    bool fast, bool save_gates) {
+    const Optional input, const Optional hx, const Optional weight_ih, const Tensor weight_hh,
+    const Optional bias_ih, const Optional bias_hh, const Optional gate_bias, const Optional lengths,
+    const std::string variant, bool reverse, bool fast, bool save_gates) {
   check_same("input", input, weight_hh);
   check_same("hx", hx, weight_hh);
   check_same("weight_ih", weight_ih, weight_hh);
@@ -527,23 +549,25 @@ std::tuple<Tensor, Tensor> conv_gru(
   check_same("gate_bias", gate_bias, weight_hh);
   const Problem p = describe(input, hx, weight_ih, weight_hh, gate_bias, lengths, variant, reverse, fast);
   return dispatch(weight_hh.scalar_type(), [&](auto zero) {
-    return forward<decltype(zero)>(input, hx, weight_ih, weight_hh, bias_ih, bias_hh, gate_bias, p, save_gates);
+    return forward<decltype(zero)>(
+        input, hx, weight_ih, weight_hh, bias_ih, bias_hh, gate_bias, p, save_gates);
   });
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> conv_gru_backward(
-    const Tensor grad_output, const Optional input, const Optional hx, const Optional weight_ih, const Tensor weight_hh,
-    const Optional bias_ih, const Optional bias_hh, const Optional gate_bias, const Optional lengths,
-    const Tensor output, const Tensor gates, const std::string variant, bool reverse, bool fast,
-    const std::vector<bool> output_mask) {
+    const Tensor grad_output, const Optional input, const Optional hx, const Optional weight_ih,
+    const Tensor weight_hh, const Optional bias_ih, const Optional bias_hh, const Optional gate_bias,
+    const Optional lengths, const Tensor output, const Tensor gates, const std::string variant, bool reverse,
+    bool fast, const std::vector<bool> output_mask) {
   check_same("grad_output", grad_output, weight_hh);
   STD_TORCH_CHECK(
-      output_mask.size() == kNumDifferentiable, "output_mask: expected ", int(kNumDifferentiable), " values, got ",
-      output_mask.size());
+      output_mask.size() == kNumDifferentiable, "output_mask: expected ", int(kNumDifferentiable),
+      " values, got ", output_mask.size());
   const Problem p = describe(input, hx, weight_ih, weight_hh, gate_bias, lengths, variant, reverse, fast);
   Gradients g = dispatch(weight_hh.scalar_type(), [&](auto zero) {
     return backward<decltype(zero)>(
-        grad_output, input, hx, weight_ih, weight_hh, bias_ih, bias_hh, gate_bias, output, gates, p, output_mask);
+        grad_output, input, hx, weight_ih, weight_hh, bias_ih, bias_hh, gate_bias, output, gates, p,
+        output_mask);
   });
   return {g[kInput], g[kHx], g[kWeightIh], g[kWeightHh], g[kBiasIh], g[kBiasHh], g[kGateBias]};
 }

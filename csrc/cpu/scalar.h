@@ -21,9 +21,15 @@ struct Accumulate<double> {
   using type = double;
 };
 
-inline double load(double x) { return x; }
-inline float load(float x) { return x; }
-inline float load(float16 x) { return static_cast<float>(x); }
+inline double load(double x) {
+  return x;
+}
+inline float load(float x) {
+  return x;
+}
+inline float load(float16 x) {
+  return static_cast<float>(x);
+}
 inline float load(bfloat16 x) {
   const uint32_t bits = static_cast<uint32_t>(x.bits) << 16;
   float y;

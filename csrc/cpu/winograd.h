@@ -1,9 +1,10 @@
-// 3x3 "same" convolution of channels-last fp32 images by Winograd's F(4x4, 3x3): raw pointers, no torch, no threads.
+// 3x3 "same" convolution of channels-last fp32 images by Winograd's F(4x4, 3x3): raw pointers, no torch, no
+// threads.
 //
-// The image is cut into tiles of 4x4 outputs. Input tiles (6x6), weights (3x3) and sums are transformed by the 1-D
-// matrices B^T, G, A^T along both axes; between the transforms the convolution is 36 matrix products, one for each
-// position of the transformed tile: four times fewer multiplications than the direct sum. The interpolation points
-// 0, 1, -1, 1/2, -2 are chosen for accuracy (docs/cpu.md), not for the fewest additions.
+// The image is cut into tiles of 4x4 outputs. Input tiles (6x6), weights (3x3) and sums are transformed by
+// the 1-D matrices B^T, G, A^T along both axes; between the transforms the convolution is 36 matrix products,
+// one for each position of the transformed tile: four times fewer multiplications than the direct sum. The
+// interpolation points 0, 1, -1, 1/2, -2 are chosen for accuracy (docs/cpu.md), not for the fewest additions.
 #pragma once
 #include <cstdint>
 
@@ -15,9 +16,10 @@ constexpr int kWinogradChannels = 16;   // channel counts have to be multiples o
 
 struct WinogradConvolution {
   int64_t batch, height, width;
-  int64_t in, out;            // channels
-  int64_t tiles_per_block;    // tiles that are transformed and multiplied together
-  int64_t channel_splits;     // parts into which the output channels are cut, so that few tiles can occupy all threads
+  int64_t in, out;          // channels
+  int64_t tiles_per_block;  // tiles that are transformed and multiplied together
+  int64_t channel_splits;   // parts into which the output channels are cut, so that few tiles can occupy all
+                            // threads
 
   int64_t tiles_h() const { return (height + kWinogradTile - 1) / kWinogradTile; }
   int64_t tiles_w() const { return (width + kWinogradTile - 1) / kWinogradTile; }

@@ -1,5 +1,6 @@
-// The kernels of winograd.h; compiled once for each instruction set, in the namespace CONVGRU_ISA, with vectors of
-// CONVGRU_VECTOR_BYTES and products of CONVGRU_TILE_ROWS rows by two vectors, which fill the registers.
+// The kernels of winograd.h; compiled once for each instruction set, in the namespace CONVGRU_ISA, with
+// vectors of CONVGRU_VECTOR_BYTES and products of CONVGRU_TILE_ROWS rows by two vectors, which fill the
+// registers.
 #include <cstdlib>
 #include <memory>
 #include <utility>
@@ -17,9 +18,15 @@ typedef float UnalignedVec __attribute__((vector_size(CONVGRU_VECTOR_BYTES), ali
 constexpr int kLanes = CONVGRU_VECTOR_BYTES / 4;
 constexpr int kPositions = kWinogradPositions;
 
-inline Vec load_vec(const float* p) { return *reinterpret_cast<const UnalignedVec*>(p); }
-inline void store_vec(float* p, Vec v) { *reinterpret_cast<UnalignedVec*>(p) = v; }
-inline Vec broadcast(float x) { return Vec{} + x; }
+inline Vec load_vec(const float* p) {
+  return *reinterpret_cast<const UnalignedVec*>(p);
+}
+inline void store_vec(float* p, Vec v) {
+  *reinterpret_cast<UnalignedVec*>(p) = v;
+}
+inline Vec broadcast(float x) {
+  return Vec{} + x;
+}
 inline Vec fma_vec(Vec a, Vec b, Vec c) {
 #if CONVGRU_VECTOR_BYTES == 64
   return _mm512_fmadd_ps(a, b, c);
@@ -94,19 +101,22 @@ void transform_weights(
         for (int a = 0; a < 3; ++a)
           for (int b = 0; b < 3; ++b)
             for (int lane = 0; lane < kLanes; ++lane)
-              g[3 * a + b][lane] = first + lane < out ? w.data[(first + lane) * w.out_stride + i * w.in_stride +
-                                                               a * w.row_stride + b * w.column_stride]
+              g[3 * a + b][lane] = first + lane < out ? w.data
+                                                            [(first + lane) * w.out_stride + i * w.in_stride +
+                                                             a * w.row_stride + b * w.column_stride]
                                                       : 0.0f;
         for (int b = 0; b < 3; ++b) transform_weight(g + b, 3, partial + b, 3);
         for (int a = 0; a < 6; ++a) transform_weight(partial + 3 * a, 1, u + 6 * a, 1);
         for (int position = 0; position < kPositions; ++position)
-          store_vec(transformed + ((position * blocks + block) * in + i) * kBlock + half * kLanes, u[position]);
+          store_vec(
+              transformed + ((position * blocks + block) * in + i) * kBlock + half * kLanes, u[position]);
       }
     }
   }
 }
 
-// c [kRows][kVectors] = a [kRows][in], rows a_stride apart, times b [in][kVectors]; rows of b and c are 2 vectors apart.
+// c [kRows][kVectors] = a [kRows][in], rows a_stride apart, times b [in][kVectors]; rows of b and c are 2
+// vectors apart.
 template <int kRows, int kVectors>
 inline void multiply(const float* a, int64_t a_stride, const float* b, float* c, int64_t in) {
   Vec sum[kRows][kVectors];
@@ -181,7 +191,8 @@ void convolve(
           }
         for (int64_t channel = 0; channel < in; channel += kLanes) {
           Vec d[kPositions];
-          for (int position = 0; position < kPositions; ++position) d[position] = load_vec(pixels[position] + channel);
+          for (int position = 0; position < kPositions; ++position)
+            d[position] = load_vec(pixels[position] + channel);
           for (int b = 0; b < 6; ++b) transform_input(d + b, 6);
           for (int a = 0; a < 6; ++a) transform_input(d + 6 * a, 1);
           for (int position = 0; position < kPositions; ++position)
@@ -190,7 +201,8 @@ void convolve(
       }
     }
 
-    const int64_t first_block = blocks * split / p.channel_splits, end_block = blocks * (split + 1) / p.channel_splits;
+    const int64_t first_block = blocks * split / p.channel_splits,
+                  end_block = blocks * (split + 1) / p.channel_splits;
     for (int64_t block = first_block; block < end_block; ++block) {
       for (int position = 0; position < kPositions; ++position) {
         const float* a = input + position * tile_count * row_stride;

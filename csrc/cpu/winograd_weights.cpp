@@ -32,7 +32,7 @@ struct Entry {
 };
 
 std::mutex mutex;
-std::list<Entry>& entries() {  // most recently used first
+std::list<Entry>& entries() {                  // most recently used first
   static auto* list = new std::list<Entry>();  // never destroyed: threads may outlive static destructors
   return *list;
 }

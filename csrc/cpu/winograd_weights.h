@@ -6,10 +6,10 @@
 
 namespace convgru::cpu {
 
-// The weights (O,I,3,3) of a convolution or, transposed, of its input gradient, as WinogradKernels::convolve wants them.
-// They are transformed once and kept: a loop that calls the cell step by step would spend as long on its weights as on
-// the convolution. What is kept is compared bit for bit with the weights of the call, so it cannot be stale. At most
-// 256 MiB are kept in a process, the least recently used go first.
+// The weights (O,I,3,3) of a convolution or, transposed, of its input gradient, as WinogradKernels::convolve
+// wants them. They are transformed once and kept: a loop that calls the cell step by step would spend as long
+// on its weights as on the convolution. What is kept is compared bit for bit with the weights of the call, so
+// it cannot be stale. At most 256 MiB are kept in a process, the least recently used go first.
 std::shared_ptr<const std::vector<float>> winograd_weights(
     const float* weights, int64_t out, int64_t in, const int64_t (&strides)[4], bool transposed);
 
