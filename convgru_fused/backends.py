@@ -51,7 +51,7 @@ class Backend:
 def _eager_conv_gru(*args: Any, save_gates: bool) -> Tensor:
     del save_gates  # autograd keeps what it wants
     device_type = args[3].device.type  # weight_hh's
-    if not torch.is_autocast_enabled(device_type):
+    if not ops.autocast_enabled(device_type):
         return eager.conv_gru(*args)
     with torch.autocast(device_type, enabled=False):
         return eager.conv_gru(*ops.autocast(args, device_type))

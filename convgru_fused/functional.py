@@ -5,14 +5,14 @@ Both functions take their arguments in the order of `torch.gru` and `torch.gru_c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import functional as F
 
-from . import backends
+from . import backends, ops
 from .eager import VARIANTS
 
 __all__ = ["conv_gru", "conv_gru_cell"]
@@ -89,7 +89,7 @@ def conv_gru(
     layers = _split_params(params, bool(has_biases), num_layers * D)
     K = layers[0][1].size(1)
 
-    first = _required(input, gate_bias)
+    first = _required(input, hx, gate_bias)
     name = "input" if input is not None else "gate_bias"
     if first.dim() not in (4, 5):
         raise ValueError(f"{name}: expected 5 dimensions (T,N,C,H,W), or 4 unbatched, got {_shape(first)}")
@@ -97,7 +97,6 @@ def conv_gru(
     if not batched:
         input, gate_bias = _unsqueeze(input, 1), _unsqueeze(gate_bias, 1)
         if hx is not None:
-            _check_tensor("hx", hx)
             if hx.dim() != 4:
                 raise ValueError(f"hx: expected (L*D,K,H,W) for unbatched input, got {_shape(hx)}")
             hx = hx.unsqueeze(1)
@@ -105,8 +104,7 @@ def conv_gru(
             raise ValueError("lengths: expected None for unbatched input, got lengths")
     elif batch_first:
         input = None if input is None else input.transpose(0, 1)
-        if gate_bias is not None:
-            _check_tensor("gate_bias", gate_bias)
+        if gate_bias is not None and gate_bias.dim() == 5:
             gate_bias = gate_bias.transpose(0, 1)
 
     T, N, H, W = _check_inputs(input, hx, gate_bias, layers, D, K)
@@ -125,11 +123,11 @@ def conv_gru(
             output = _run(backend, x, h0, layers[index], extra, valid, variant, direction == 1, recompute)
             outputs.append(output)
             states.append(_last_state(output, h0, valid, direction == 1))
-        x = outputs[0] if D == 1 else torch.cat(outputs, dim=2)
+        x = outputs[0] if D == 1 else _join(torch.cat, outputs, dim=2)
         if layer + 1 < num_layers and train and dropout > 0:
             x = F.dropout(x, dropout)
     assert x is not None
-    h_n = torch.stack(states)
+    h_n = _join(torch.stack, states, dim=0)
     if not batched:
         return x.squeeze(1), h_n.squeeze(1)
     return (x.transpose(0, 1) if batch_first else x), h_n
@@ -167,7 +165,7 @@ def conv_gru_cell(
     layer = (weight_ih, weight_hh, bias_ih, bias_hh)
     _check_layer(layer, PARAMETER_NAMES)
     K = weight_hh.size(1)
-    first = _required(input, gate_bias)
+    first = _required(input, hx, gate_bias)
     name = "input" if input is not None else "gate_bias"
     if first.dim() not in (3, 4):
         raise ValueError(f"{name}: expected 4 dimensions (N,C,H,W), or 3 unbatched, got {_shape(first)}")
@@ -184,7 +182,7 @@ def conv_gru_cell(
 
 def _choose_backend(weight: Tensor, variant: str) -> backends.Backend:
     device_type, dtype = weight.device.type, weight.dtype
-    if torch.is_autocast_enabled(device_type) and dtype != torch.float64:
+    if ops.autocast_enabled(device_type) and dtype != torch.float64:
         dtype = torch.get_autocast_dtype(device_type)
     return backends.choose(backends.Problem(device_type, dtype, variant, forward_ad._current_level >= 0))
 
@@ -209,15 +207,24 @@ def _run(
     return backend.conv_gru(*args, lengths, variant, reverse, save_gates=needs_grad and not recompute)
 
 
+def _join(how: Callable[..., Tensor], images: list[Tensor], dim: int) -> Tensor:
+    """torch.cat or torch.stack of images (...,K,H,W) that keeps them channels last in memory."""
+    if images[0].stride(-3) != 1:
+        return how(images, dim=dim)
+    # cat joins along K, which is last in memory; stack along an axis in front of the images.
+    memory = [image.movedim(-3, -1) for image in images]
+    return how(memory, dim=-1 if how is torch.cat else dim).movedim(-1, -3)
+
+
 def _last_state(output: Tensor, hx: Tensor | None, lengths: Tensor | None, reverse: bool) -> Tensor:
     """The state (N,K,H,W) after a sample's last step, of outputs (T,N,K,H,W)."""
     if output.size(0) == 0:
-        return output.new_zeros(output.shape[1:]) if hx is None else hx
+        return output.new_zeros(output.shape[1:]) if hx is None else hx.to(output.dtype)
     if lengths is None:
         return output[0 if reverse else -1]
     last = torch.zeros_like(lengths) if reverse else (lengths - 1).clamp(min=0)
     state = output[last, torch.arange(output.size(1), device=output.device)]
-    return state if hx is None else torch.where((lengths > 0).view(-1, 1, 1, 1), state, hx)
+    return state if hx is None else torch.where((lengths > 0).view(-1, 1, 1, 1), state, hx.to(state.dtype))
 
 
 # Checks. Each message names the argument, what was expected and what came.
@@ -247,23 +254,28 @@ def _check_variant(variant: object) -> None:
         raise ValueError(f"variant: expected one of {', '.join(map(repr, VARIANTS))}, got {variant!r}")
 
 
-def _required(input: Tensor | None, gate_bias: Tensor | None) -> Tensor:
-    if input is None and gate_bias is None:
-        raise ValueError("input: expected a Tensor, or None together with gate_bias; got None for both")
+def _required(input: Tensor | None, hx: Tensor | None, gate_bias: Tensor | None) -> Tensor:
+    """What tells the sizes: the input or, without one, gate_bias."""
+    for name, value in (("input", input), ("hx", hx), ("gate_bias", gate_bias)):
+        if value is not None:
+            _check_tensor(name, value)
     if input is not None:
-        _check_tensor("input", input)
-    if gate_bias is not None:
-        _check_tensor("gate_bias", gate_bias)
-    return input if input is not None else gate_bias  # type: ignore[return-value]
+        return input
+    if gate_bias is None:
+        raise ValueError("input: expected a Tensor, or None together with gate_bias; got None for both")
+    return gate_bias
 
 
 def _unsqueeze(tensor: Tensor | None, dim: int) -> Tensor | None:
-    return None if tensor is None else tensor.unsqueeze(dim)
+    """A tensor of too low a rank is left as it is, for the check of shapes to report."""
+    return tensor if tensor is None or tensor.dim() < dim else tensor.unsqueeze(dim)
 
 
 def _split_params(params: Sequence[Tensor], has_biases: bool, count: int) -> list[Layer]:
     """The flat list of parameters as one tuple for each of `count` layers and directions."""
     per_layer = 4 if has_biases else 2
+    if not isinstance(params, Sequence):
+        raise TypeError(f"params: expected a sequence of Tensors, got {type(params).__name__}")
     if len(params) != count * per_layer:
         raise ValueError(
             f"params: expected {count * per_layer} tensors ({per_layer} for each of {count} layers and "
@@ -271,7 +283,10 @@ def _split_params(params: Sequence[Tensor], has_biases: bool, count: int) -> lis
         )
     layers: list[Layer] = []
     for index in range(count):
-        weight_ih, weight_hh, *biases = params[index * per_layer : (index + 1) * per_layer]
+        given = params[index * per_layer : (index + 1) * per_layer]
+        for i, tensor in enumerate(given):
+            _check_tensor(f"params[{index * per_layer + i}] ({PARAMETER_NAMES[i]})", tensor)
+        weight_ih, weight_hh, *biases = given
         layer = (weight_ih, weight_hh, *(biases or (None, None)))
         _check_layer(
             layer, tuple(f"params[{index * per_layer + i}] ({n})" for i, n in enumerate(PARAMETER_NAMES))
@@ -284,7 +299,7 @@ def _check_layer(layer: Layer, names: tuple[str, ...]) -> None:
     """Types, shapes and dtypes of one layer's parameters among themselves."""
     weight_ih, weight_hh, bias_ih, bias_hh = layer
     for name, tensor in zip(names, layer, strict=True):
-        if tensor is not None:
+        if tensor is not None or "weight" in name:
             _check_tensor(name, tensor)
     if not weight_hh.dtype.is_floating_point:
         raise TypeError(f"{names[1]}: expected a floating-point dtype, got {weight_hh.dtype}")
@@ -309,7 +324,7 @@ def _check_same(name: str, tensor: Tensor, weight: Tensor) -> None:
         raise ValueError(f"{name}: expected the weights' device {weight.device}, got {tensor.device}")
     if tensor.dtype != weight.dtype:
         both_cast = tensor.is_floating_point() and torch.float64 not in (tensor.dtype, weight.dtype)
-        if not (both_cast and torch.is_autocast_enabled(weight.device.type)):
+        if not (both_cast and ops.autocast_enabled(weight.device.type)):
             raise ValueError(f"{name}: expected the weights' dtype {weight.dtype}, got {tensor.dtype}")
 
 
@@ -322,6 +337,11 @@ def _check_inputs(
         if weight_hh.shape[:2] != (3 * K, K):
             raise ValueError(
                 f"params: expected the same K={K} in every layer, got weight_hh {_shape(weight_hh)}"
+            )
+        if index < D and weight_ih.size(1) != layers[0][0].size(1):
+            raise ValueError(
+                f"params: expected the same C={layers[0][0].size(1)} in both directions of layer 0, got "
+                f"weight_ih {_shape(weight_ih)}"
             )
         if index >= D and weight_ih.size(1) != D * K:
             raise ValueError(
@@ -339,6 +359,8 @@ def _check_inputs(
     else:
         assert gate_bias is not None
         T, N, _, H, W = gate_bias.shape
+        if H == 0 or W == 0:
+            raise ValueError(f"gate_bias: expected at least one pixel, got {_shape(gate_bias)}")
         if hx is not None and hx.dim() == 5 and (H, W) == (1, 1):
             H, W = hx.shape[3:]
     if gate_bias is not None:
@@ -353,7 +375,6 @@ def _check_inputs(
             )
         _check_same("gate_bias", gate_bias, layers[0][1])
     if hx is not None:
-        _check_tensor("hx", hx)
         if hx.shape != (len(layers), N, K, H, W):
             raise ValueError(f"hx: expected (L*D,N,K,H,W) = {(len(layers), N, K, H, W)}, got {_shape(hx)}")
         _check_same("hx", hx, layers[0][1])
@@ -361,19 +382,17 @@ def _check_inputs(
 
 
 def _check_lengths(lengths: Tensor | Sequence[int], T: int, N: int, device: torch.device) -> Tensor:
+    if isinstance(lengths, str):
+        raise TypeError("lengths: expected integers, got str")
     if not isinstance(lengths, Tensor):
-        lengths = torch.tensor(lengths)
+        lengths = torch.tensor(lengths, dtype=None if N else torch.int64)
     if lengths.dtype.is_floating_point or lengths.dtype.is_complex or lengths.dtype == torch.bool:
         raise TypeError(f"lengths: expected integers, got {lengths.dtype}")
     if lengths.shape != (N,):
         raise ValueError(f"lengths: expected ({N},), got {_shape(lengths)}")
-    # Values are read where that neither waits for a device nor breaks a graph; the kernels are safe for any
+    # Values are read where that neither waits for a device nor breaks a graph; kernels are safe for any
     # value.
-    if (
-        lengths.is_cpu
-        and not torch.compiler.is_compiling()
-        and N
-        and (lengths.min() < 0 or lengths.max() > T)
-    ):
+    readable = lengths.is_cpu and not torch.compiler.is_compiling() and not ops.under_transform()
+    if readable and N and (lengths.min() < 0 or lengths.max() > T):
         raise ValueError(f"lengths: expected 0 to T={T}, got {lengths.tolist()}")
     return lengths.to(device=device, dtype=torch.int64)

@@ -313,6 +313,7 @@ class ConvGRUCell(_ConvGRUBase):
             raise ValueError("gates: expected either gates, or reset and update; got both or neither")
         if gates is not None and gate_order not in ("rz", "zr"):
             raise ValueError(f"gate_order: expected 'rz' or 'zr' with gates, got {gate_order!r}")
+        _check_type("candidate", candidate)
         K = candidate.out_channels
         C = candidate.in_channels - K
         for name, conv, channels in (
@@ -353,10 +354,17 @@ class ConvGRUCell(_ConvGRUBase):
         return cell
 
 
-def _check_same_conv(name: str, conv: object, in_channels: int, out_channels: int, like: nn.Conv2d) -> None:
-    """Only a plain convolution, stride 1, that keeps the size can become part of a cell."""
+def _check_type(name: str, conv: object) -> None:
+    """A subclass may compute something else."""
     if type(conv) is not nn.Conv2d:
         raise TypeError(f"{name}: expected a torch.nn.Conv2d, got {type(conv).__name__}")
+
+
+def _check_same_conv(
+    name: str, conv: nn.Conv2d, in_channels: int, out_channels: int, like: nn.Conv2d
+) -> None:
+    """Only a plain convolution, stride 1, that keeps the size can become part of a cell."""
+    _check_type(name, conv)
     expected = {
         "in_channels": in_channels,
         "out_channels": out_channels,
@@ -369,6 +377,10 @@ def _check_same_conv(name: str, conv: object, in_channels: int, out_channels: in
     for attribute, value in expected.items():
         if getattr(conv, attribute) != value:
             raise ValueError(f"{name}: expected {attribute}={value!r}, got {getattr(conv, attribute)!r}")
+    for attribute in ("dtype", "device"):
+        value, got = getattr(like.weight, attribute), getattr(conv.weight, attribute)
+        if got != value:
+            raise ValueError(f"{name}: expected {attribute}={value!r}, got {got!r}")
     same = tuple(size // 2 for size in conv.kernel_size)
     if any(size % 2 == 0 for size in conv.kernel_size):
         raise ValueError(f"{name}: expected an odd kernel_size, got {conv.kernel_size}")

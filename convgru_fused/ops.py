@@ -53,21 +53,8 @@ def conv_gru(
 ) -> Tensor:
     """`eager.conv_gru` as one native operator. save_gates keeps r, z, n for the backward pass, which
     otherwise computes them again from the states."""
-    fast = numerics.is_fast()
-    output, _ = torch.ops.convgru_fused.conv_gru(
-        input,
-        hx,
-        weight_ih,
-        weight_hh,
-        bias_ih,
-        bias_hh,
-        gate_bias,
-        lengths,
-        variant,
-        reverse,
-        fast,
-        save_gates,
-    )
+    tensors = (input, hx, weight_ih, weight_hh, bias_ih, bias_hh, gate_bias, lengths)
+    output, _ = _call_forward(*tensors, variant, reverse, numerics.is_fast(), save_gates)
     return output
 
 
@@ -151,7 +138,7 @@ def _conv_gru_autograd(ctx: Any, grad_output: Tensor | None, _grad_gates: None) 
     if grad_output is None:
         return nothing
     mask = list(ctx.needs_input_grad[:NUM_DIFFERENTIABLE])
-    gradients = torch.ops.convgru_fused.conv_gru_backward(grad_output, *ctx.saved_tensors, *ctx.options, mask)
+    gradients = _call_backward(grad_output, *ctx.saved_tensors, *ctx.options, mask)
     needed = tuple(gradient if keep else None for gradient, keep in zip(gradients, mask, strict=True))
     return needed + nothing[NUM_DIFFERENTIABLE:]
 
@@ -165,38 +152,89 @@ def _conv_gru_backward_setup_context(ctx: Any, inputs: tuple[Any, ...], output: 
 
 def _conv_gru_backward_autograd(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
     """Double backward. States and gates are functions of the other inputs: these get the whole derivative."""
-    create_graph = torch.is_grad_enabled()
-    with torch.enable_grad():
-        # Aliases, so that two arguments that are one tensor are two variables here.
-        aliases: list[Any] = [None if t is None else t.view_as(t) for t in ctx.saved_tensors]
-        grad_output, *tensors = aliases
-        inputs: list[Any] = tensors[:NUM_DIFFERENTIABLE]
-        lengths = tensors[NUM_DIFFERENTIABLE]
-        wanted = [t.requires_grad_() for t, needed in zip(inputs, ctx.mask, strict=True) if needed]
-        grad_output.requires_grad_()
-        arguments: list[Any] = [*inputs, lengths, ctx.variant, ctx.reverse]
-        states = eager.conv_gru(*arguments)
-        first = torch.autograd.grad(states, wanted, grad_output, create_graph=True, materialize_grads=True)
-        received = [grad for grad, needed in zip(grads, ctx.mask, strict=True) if needed]
-        pairs = [(f, g) for f, g in zip(first, received, strict=True) if g is not None and f.requires_grad]
-        variables = [t for t in (grad_output, *inputs) if t is not None and t.requires_grad]
-    if not pairs:
-        return (None,) * (len(ctx.saved_tensors) + 6)
-    second = iter(
-        torch.autograd.grad(
-            [f for f, _ in pairs],
-            variables,
-            [g for _, g in pairs],
-            create_graph=create_graph,
-            allow_unused=True,
-        )
-    )
-    gradients = [next(second) if t is not None and t.requires_grad else None for t in (grad_output, *inputs)]
-    return (*gradients, *(None,) * 7)  # lengths, states, gates, variant, reverse, fast, mask
+    grad_output, *saved = ctx.saved_tensors
+    inputs, lengths = saved[:NUM_DIFFERENTIABLE], saved[NUM_DIFFERENTIABLE]
+    wanted = [i for i, needed in enumerate(ctx.mask) if needed]
+    variables = [i for i, needed in enumerate(ctx.needs_input_grad[1 : NUM_DIFFERENTIABLE + 1]) if needed]
+
+    def with_values(tensors: list[Any], where: list[int], values: tuple[Tensor, ...]) -> list[Any]:
+        result = list(tensors)
+        for i, value in zip(where, values, strict=True):
+            result[i] = value
+        return result
+
+    def first(grad_output: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
+        """What conv_gru_backward computes: the gradients that its mask asked for."""
+        given = with_values(inputs, variables, values)
+
+        def states(*values: Tensor) -> Tensor:
+            arguments = with_values(given, wanted, values)
+            return eager.conv_gru(*arguments, lengths, ctx.variant, ctx.reverse)  # type: ignore[call-arg]
+
+        gradient: Any = torch.func.vjp(states, *(given[i] for i in wanted))[1]
+        return gradient(grad_output)
+
+    gradient: Any = torch.func.vjp(first, grad_output, *(inputs[i] for i in variables))[1]
+    received = tuple(torch.zeros_like(inputs[i]) if grads[i] is None else grads[i] for i in wanted)
+    grad_grad_output, *second = gradient(received)
+    gradients = with_values([None] * NUM_DIFFERENTIABLE, variables, tuple(second))
+    return (
+        grad_grad_output,
+        *gradients,
+        *(None,) * 7,
+    )  # lengths, states, gates, variant, reverse, fast, mask
+
+
+# torch.func: its transforms do not see rules that are registered with the dispatcher, so they get the same
+# ones as autograd functions.
+
+
+class _Forward(torch.autograd.Function):
+    @staticmethod
+    def forward(*args: Any) -> tuple[Tensor, Tensor]:
+        return torch.ops.convgru_fused.conv_gru(*args)
+
+    setup_context = staticmethod(_conv_gru_setup_context)
+    backward = staticmethod(_conv_gru_autograd)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *args: Any) -> tuple[Any, Any]:
+        return _conv_gru_vmap(info, in_dims, *args)
+
+
+class _Backward(torch.autograd.Function):
+    @staticmethod
+    def forward(*args: Any) -> tuple[Tensor, ...]:
+        return torch.ops.convgru_fused.conv_gru_backward(*args)
+
+    setup_context = staticmethod(_conv_gru_backward_setup_context)
+    backward = staticmethod(_conv_gru_backward_autograd)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *args: Any) -> tuple[Any, Any]:
+        return _conv_gru_backward_vmap(info, in_dims, *args)
+
+
+def under_transform() -> bool:
+    """Whether a transform of torch.func is under way; torch.compile has its own way with them."""
+    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+
+
+def _call_forward(*args: Any) -> tuple[Tensor, Tensor]:
+    return _Forward.apply(*args) if under_transform() else torch.ops.convgru_fused.conv_gru(*args)
+
+
+def _call_backward(*args: Any) -> tuple[Tensor, ...]:
+    return _Backward.apply(*args) if under_transform() else torch.ops.convgru_fused.conv_gru_backward(*args)
 
 
 # Autocast: compute in autocast's dtype. conv_gru_backward needs no rule: it runs in the dtypes that the
 # forward had.
+
+
+def autocast_enabled(device_type: str) -> bool:
+    """Whether autocast is on for device_type; False for devices, such as meta, that have none."""
+    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
 
 
 def autocast(args: Sequence[Any], device_type: str) -> tuple[Any, ...]:
@@ -248,16 +286,15 @@ def _dims(in_dims: Any) -> tuple[int | None, ...]:
 
 def _conv_gru_vmap(info: Any, in_dims: Any, *args: Any) -> tuple[Any, Any]:
     in_dims = _dims(in_dims)
-    op = torch.ops.convgru_fused.conv_gru
     if any(dim is not None for dim, axis in zip(in_dims, _BATCH_AXIS, strict=False) if axis is None):
-        return _loop(op, info, in_dims, args)
+        return _loop(_call_forward, info, in_dims, args)
     tensors, options = args[: len(_BATCH_AXIS)], args[len(_BATCH_AXIS) :]
     save_gates = options[-1]
     folded = [
         arg if axis is None else _fold(arg, dim, axis, info.batch_size)
         for arg, dim, axis in zip(tensors, in_dims[: len(_BATCH_AXIS)], _BATCH_AXIS, strict=True)
     ]
-    output, gates = op(*folded, *options)
+    output, gates = _call_forward(*folded, *options)
     output = output.unflatten(1, (info.batch_size, -1))
     if not save_gates:
         return (output, gates), (1, None)
@@ -267,7 +304,7 @@ def _conv_gru_vmap(info: Any, in_dims: Any, *args: Any) -> tuple[Any, Any]:
 def _conv_gru_backward_vmap(info: Any, in_dims: Any, *args: Any) -> tuple[Any, Any]:
     # Every use that matters (per-sample gradients) asks for parameter gradients, which a fold would sum over
     # the map.
-    return _loop(torch.ops.convgru_fused.conv_gru_backward, info, _dims(in_dims), args)
+    return _loop(_call_backward, info, _dims(in_dims), args)
 
 
 def _register() -> torch.library.Library:

@@ -298,7 +298,7 @@ class Sample:
             leaf(bias_ih, self.bias and self.input),
             leaf(bias_hh, self.bias),
             leaf(gate_bias, bool(self.gate_bias), image=True),
-            None if self.lengths is None else torch.tensor(self.lengths, device=device),
+            None if self.lengths is None else torch.tensor(self.lengths, dtype=torch.int64, device=device),
             self.variant,
             self.reverse,
         )
@@ -394,10 +394,10 @@ def run(
 
 
 def autograd_gradients(output: Tensor, args: Arguments, grad_output: Tensor) -> Gradients:
-    """The gradients of those arguments that ask for one, by autograd; None for the others."""
+    """The gradients of those arguments that ask for one, zeros where unused (T=0); None for the others."""
     leaves = args[: len(Gradients._fields)]
     wanted = [leaf for leaf in leaves if leaf is not None and leaf.requires_grad]
-    gradients = iter(torch.autograd.grad(output, wanted, grad_output))
+    gradients = iter(torch.autograd.grad(output, wanted, grad_output, materialize_grads=True))
     return Gradients(*(next(gradients) if any(leaf is w for w in wanted) else None for leaf in leaves))
 
 

@@ -218,7 +218,7 @@ Tensor Convolution::grad_weight(const Tensor& x, const Tensor& grad) const {
     return stable::view(product, {out_, in_, 1, 1});
   }
   if (kernel_h_ == 1 || kernel_w_ == 1) return shifted_products(x, grad, kernel_h_, kernel_w_);
-  return library_backward(x, grad, library_weight(), false, true).second;
+  return stable::contiguous(library_backward(x, grad, library_weight(), false, true).second);
 }
 
 }  // namespace convgru::cpu

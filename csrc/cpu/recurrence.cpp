@@ -92,9 +92,8 @@ Problem describe(
   }
   if (lengths.has_value()) {
     STD_TORCH_CHECK(
-        lengths->dim() == 1 && lengths->size(0) == p.N && lengths->is_contiguous() &&
-            lengths->scalar_type() == ScalarType::Long,
-        "lengths: expected ", p.N, " contiguous 64-bit integers");
+        lengths->dim() == 1 && lengths->size(0) == p.N && lengths->scalar_type() == ScalarType::Long,
+        "lengths: expected ", p.N, " 64-bit integers");
     p.lengths = static_cast<const int64_t*>(lengths->data_ptr());
   }
   return p;
@@ -537,16 +536,31 @@ auto dispatch(ScalarType type, const F& f) {
   }
 }
 
+// What is read through plain pointers.
+Optional contiguous(const Optional& tensor) {
+  return tensor.has_value() ? Optional(stable::contiguous(*tensor)) : std::nullopt;
+}
+
+void check_bias(const char* name, const Optional& bias, const Tensor& weight_hh) {
+  STD_TORCH_CHECK(
+      !bias.has_value() || (bias->dim() == 1 && bias->size(0) == weight_hh.size(0)), name, ": expected (",
+      weight_hh.size(0), ",)");
+}
+
 std::tuple<Tensor, Tensor> conv_gru(
     const Optional input, const Optional hx, const Optional weight_ih, const Tensor weight_hh,
-    const Optional bias_ih, const Optional bias_hh, const Optional gate_bias, const Optional lengths,
-    const std::string variant, bool reverse, bool fast, bool save_gates) {
+    const Optional bias_ih_given, const Optional bias_hh_given, const Optional gate_bias,
+    const Optional lengths_given, const std::string variant, bool reverse, bool fast, bool save_gates) {
+  const Optional bias_ih = contiguous(bias_ih_given), bias_hh = contiguous(bias_hh_given);
+  const Optional lengths = contiguous(lengths_given);
   check_same("input", input, weight_hh);
   check_same("hx", hx, weight_hh);
   check_same("weight_ih", weight_ih, weight_hh);
   check_same("bias_ih", bias_ih, weight_hh);
   check_same("bias_hh", bias_hh, weight_hh);
   check_same("gate_bias", gate_bias, weight_hh);
+  check_bias("bias_ih", bias_ih, weight_hh);
+  check_bias("bias_hh", bias_hh, weight_hh);
   const Problem p = describe(input, hx, weight_ih, weight_hh, gate_bias, lengths, variant, reverse, fast);
   return dispatch(weight_hh.scalar_type(), [&](auto zero) {
     return forward<decltype(zero)>(
@@ -556,9 +570,12 @@ std::tuple<Tensor, Tensor> conv_gru(
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> conv_gru_backward(
     const Tensor grad_output, const Optional input, const Optional hx, const Optional weight_ih,
-    const Tensor weight_hh, const Optional bias_ih, const Optional bias_hh, const Optional gate_bias,
-    const Optional lengths, const Tensor output, const Tensor gates, const std::string variant, bool reverse,
-    bool fast, const std::vector<bool> output_mask) {
+    const Tensor weight_hh, const Optional bias_ih_given, const Optional bias_hh_given,
+    const Optional gate_bias, const Optional lengths_given, const Tensor output, const Tensor gates_given,
+    const std::string variant, bool reverse, bool fast, const std::vector<bool> output_mask) {
+  const Optional bias_ih = contiguous(bias_ih_given), bias_hh = contiguous(bias_hh_given);
+  const Optional lengths = contiguous(lengths_given);
+  const Tensor gates = stable::contiguous(gates_given);
   check_same("grad_output", grad_output, weight_hh);
   STD_TORCH_CHECK(
       output_mask.size() == kNumDifferentiable, "output_mask: expected ", int(kNumDifferentiable),

@@ -1,0 +1,52 @@
+"""What all tests share: the backends, new interpreters, and settings under which every run is the same."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import settings
+
+import convgru_fused
+
+settings.register_profile("deterministic", derandomize=True, database=None, deadline=None, max_examples=50)
+settings.load_profile("deterministic")
+
+# Every backend that is tested. Where one is missing its tests fail: continuous integration builds them all.
+BACKENDS = ("eager", "cpu")
+
+
+def pytest_configure():
+    # The problems are small: a second thread would wait for the first, and for other processes.
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request):
+    """The name of each backend in turn; everything in the test runs on it."""
+    with convgru_fused.use_backend(request.param):
+        yield request.param
+
+
+@pytest.fixture
+def run_python():
+    """Runs code in a new interpreter with the package in `path`; environment variables by keyword."""
+
+    def run(code, *, path=Path(convgru_fused.__file__).parent.parent, **environment):
+        return subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=path,
+            env={**os.environ, "PYTHONPATH": str(path), **environment},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    return run

@@ -1,0 +1,122 @@
+"""Which backend runs: the one named in code, else in the environment, else the fastest that can."""
+
+import pytest
+import torch
+
+import convgru_fused
+from convgru_fused import ConvGRU, backends, use_backend
+from convgru_fused.backends import BACKENDS, Problem, choose
+
+PROBLEM = Problem("cpu", torch.float32, "gru-rcn", forward_ad=False)
+
+
+def test_the_fastest_that_can_is_chosen():
+    assert choose(PROBLEM).name == "cpu"
+    assert choose(Problem("cuda", torch.float32, "gru-rcn", forward_ad=False)).name == "eager"
+    assert choose(Problem("cpu", torch.float32, "cudnn", forward_ad=True)).name == "eager"
+    assert choose(Problem("cpu", torch.float8_e5m2, "gru-rcn", forward_ad=False)).name == "eager"
+
+
+def test_use_backend_names_one_until_the_end_of_the_block():
+    with use_backend("eager"):
+        assert choose(PROBLEM).name == "eager"
+        with use_backend("cpu"):
+            assert choose(PROBLEM).name == "cpu"
+        assert choose(PROBLEM).name == "eager"
+    assert choose(PROBLEM).name == "cpu"
+    with pytest.raises(KeyError), use_backend("eager"):
+        raise KeyError
+    assert choose(PROBLEM).name == "cpu"
+
+
+def test_what_is_chosen_is_what_runs(monkeypatch):
+    """The names are no mere labels: each backend's function is called, and no other."""
+    called = []
+
+    def spy(name):
+        original = BACKENDS[name].conv_gru
+
+        def conv_gru(*args, **kwargs):
+            called.append(name)
+            return original(*args, **kwargs)
+
+        return conv_gru
+
+    for name, backend in list(BACKENDS.items()):
+        spied = type(backend)(backend.name, backend.description, backend.missing, backend.refused, spy(name))
+        monkeypatch.setitem(BACKENDS, name, spied)
+    model, x = ConvGRU(3, 4), torch.zeros(2, 1, 3, 5, 5)
+    for name in BACKENDS:
+        with use_backend(name):
+            model(x)
+    model(x)
+    assert called == ["cpu", "eager", "cpu"]
+
+
+def test_when_nothing_fits_every_backend_says_why(monkeypatch):
+    for name, backend in list(BACKENDS.items()):
+        refusing = type(backend)(
+            name, "", lambda: "", lambda problem, name=name: [f"{name} is tired", "really"], backend.conv_gru
+        )
+        monkeypatch.setitem(BACKENDS, name, refusing)
+    with pytest.raises(ValueError) as error:
+        choose(PROBLEM)
+    lines = str(error.value).splitlines()
+    assert lines[0].startswith("no backend can run Problem(device_type='cpu', dtype=torch.float32")
+    assert lines[1:] == ["  cpu: cpu is tired; really", "  eager: eager is tired; really"]
+
+
+def test_table_of_backends(monkeypatch):
+    table = backends()
+    assert {row.name: row.available for row in table} == {"cpu": True, "eager": True}
+    assert [line.split()[:2] for line in str(table).splitlines()] == [["cpu", "yes"], ["eager", "yes"]]
+    cpu = BACKENDS["cpu"]
+    missing = type(cpu)("cpu", cpu.description, lambda: "not built", cpu.refused, cpu.conv_gru)
+    monkeypatch.setitem(BACKENDS, "cpu", missing)
+    assert str(backends()).splitlines()[0].split(maxsplit=2) == ["cpu", "no", "not built"]
+    assert choose(PROBLEM).name == "eager"
+    with (
+        pytest.raises(ValueError, match="name: backend 'cpu' is not available: not built"),
+        use_backend("cpu"),
+    ):
+        pass
+
+
+CHOSEN = """
+import torch
+from convgru_fused.backends import Problem, choose
+print(choose(Problem("cpu", torch.float32, "gru-rcn", False)).name)
+"""
+
+
+@pytest.mark.parametrize("name", ["cpu", "eager"])
+def test_environment_variable(run_python, name):
+    assert run_python(CHOSEN, CONVGRU_FUSED_BACKEND=name).stdout == f"{name}\n"
+
+
+def test_environment_variable_yields_to_use_backend(run_python):
+    code = CHOSEN.replace("print", "import convgru_fused\nwith convgru_fused.use_backend('cpu'): print")
+    assert run_python(code, CONVGRU_FUSED_BACKEND="eager").stdout == "cpu\n"
+
+
+def test_environment_variable_that_names_no_backend(run_python):
+    result = run_python("import convgru_fused", CONVGRU_FUSED_BACKEND="fastest")
+    assert result.returncode == 1
+    words = "environment variable CONVGRU_FUSED_BACKEND: expected one of 'cpu', 'eager', got 'fastest'"
+    assert result.stderr.splitlines()[-1] == f"ValueError: {words}"
+
+
+def test_environment_variable_is_no_wish_but_a_command(run_python):
+    """What it names has to run the problem, as with use_backend."""
+    code = """
+import torch, convgru_fused
+convgru_fused.ConvGRU(3, 4, device="meta")(torch.zeros(2, 1, 3, 5, 5, device="meta"))
+"""
+    result = run_python(code, CONVGRU_FUSED_BACKEND="cpu")
+    assert result.returncode == 1
+    assert "backend 'cpu' cannot run" in result.stderr.splitlines()[-1]
+
+
+def test_public_names():
+    assert set(convgru_fused.__all__) >= {"ConvGRU", "ConvGRUCell", "backends", "functional", "use_backend"}
+    assert all(hasattr(convgru_fused, name) for name in convgru_fused.__all__)

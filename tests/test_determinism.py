@@ -1,0 +1,191 @@
+"""The same call gives the same bits: whatever was called before, beside it, or with how many threads.
+
+Bitwise, for the native backend. The eager one inherits what PyTorch's convolutions promise, and is tested for
+repetition only.
+"""
+
+import threading
+from contextlib import contextmanager
+
+import pytest
+import torch
+
+from convgru_fused import ConvGRU, precision, use_backend
+from convgru_fused.eager import VARIANTS
+from convgru_fused.testing import TOLERANCES, assert_close_to_reference, assert_gradients_close, measure
+
+each_variant = pytest.mark.parametrize("variant", VARIANTS)
+each_dtype = pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str
+)
+
+# (C, K, kernel): large enough to be split over threads; multiples of 16 are computed by other kernels.
+SHAPES = {"odd": (17, 19, 3), "sixteens": (32, 48, 3), "1x5": (16, 32, (1, 5)), "1x1": (16, 32, 1)}
+each_shape = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+
+
+@pytest.fixture(autouse=True)
+def _native():
+    with use_backend("cpu"):
+        yield
+
+
+@contextmanager
+def threads(count):
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def make(shape, variant="gru-rcn", dtype=torch.float32, T=4, N=3, H=22, W=27):
+    C, K, kernel = shape
+    model = ConvGRU(C, K, kernel, bidirectional=True, variant=variant, dtype=dtype)
+    return model, torch.randn(T, N, C, H, W).to(dtype)
+
+
+def step(model, x, *args):
+    """Output, h_n and all gradients of one call."""
+    x = x.detach().requires_grad_()
+    output, h_n = model(x, *args)
+    leaves = [x, *model.parameters()]
+    gradients = torch.autograd.grad((output * output.detach().cos()).sum() + h_n.sum(), leaves)
+    return [output.detach(), h_n.detach(), *gradients]
+
+
+def names(model):
+    return ["output", "h_n", "grad x", *(f"grad {name}" for name, _ in model.named_parameters())]
+
+
+def assert_bitwise(model, actual, expected):
+    different = [n for n, a, e in zip(names(model), actual, expected, strict=True) if not torch.equal(a, e)]
+    assert not different
+
+
+@each_variant
+@each_dtype
+@each_shape
+def test_repetition_is_bitwise(shape, dtype, variant):
+    model, x = make(shape, variant, dtype, T=3, N=2, H=13, W=17)
+    expected = step(model, x)
+    for _ in range(2):
+        assert_bitwise(model, step(model, x), expected)
+
+
+@each_variant
+def test_repetition_of_eager_is_bitwise(variant):
+    model, x = make(SHAPES["odd"], variant)
+    with use_backend("eager"):
+        assert_bitwise(model, step(model, x), step(model, x))
+
+
+@each_variant
+@each_shape
+def test_two_threads_give_what_one_gives(shape, variant):
+    """All but the weight gradients bitwise: PyTorch sums those in as many parts as there are threads."""
+    model, x = make(shape, variant)
+    expected = dict(zip(names(model), step(model, x), strict=True))
+    with threads(2):
+        actual = dict(zip(names(model), step(model, x), strict=True))
+    weights = [name for name in actual if name.startswith("grad weight_")]
+    different = [
+        name for name in actual if name not in weights and not torch.equal(actual[name], expected[name])
+    ]
+    assert not different
+    assert_gradients_close(*({name: step[name] for name in weights} for step in (actual, expected)))
+
+
+@each_variant
+@each_shape
+def test_a_sample_alone_gives_what_it_gives_in_a_batch(shape, variant):
+    """Not bitwise: the algorithm of a convolution is chosen by the size of the batch."""
+    model, x = make(shape, variant)
+    output, h_n = model(x)
+    for n in range(x.size(1)):
+        alone_output, alone_h_n = model(x[:, n : n + 1])
+        assert_close_to_reference(alone_output, output[:, n : n + 1])
+        assert_close_to_reference(alone_h_n, h_n[:, n : n + 1])
+
+
+@each_shape
+def test_companions_in_the_batch_do_not_matter(shape):
+    """Bitwise, for the same size of batch: whatever the others are, NaN included."""
+    model, x = make(shape)
+    expected, _ = model(x)
+    for value in (0.0, 1e3, float("nan")):
+        changed = x.clone()
+        changed[:, 1:] = value
+        assert torch.equal(model(changed)[0][:, 0], expected[:, 0])
+
+
+@each_shape
+def test_steps_past_the_length_do_not_matter(shape):
+    model, x = make(shape)
+    lengths = torch.tensor([4, 2, 0])
+    expected = step(model, x, None, lengths)
+    changed = x.clone()
+    changed[2:, 1] = float("nan")
+    changed[:, 2] = float("inf")
+    actual = step(model, changed, None, lengths)
+    assert torch.equal(actual[0], expected[0])
+    assert torch.equal(actual[1], expected[1])
+
+
+@each_variant
+@each_shape
+def test_earlier_calls_do_not_matter(shape, variant):
+    """Other sizes, dtypes and weights in between leave nothing behind."""
+    model, x = make(shape, variant)
+    expected = step(model, x)
+    for sizes in (dict(T=2, H=9, W=8), dict(N=1, dtype=torch.float64), dict(T=7, dtype=torch.bfloat16, H=5)):
+        step(*make(shape, variant, **sizes))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(2)
+    assert not torch.equal(model(x)[0], expected[0])
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.div_(2)  # exact
+    assert_bitwise(model, step(model, x), expected)
+
+
+def test_weights_that_change_in_place_are_seen():
+    """Transformed weights are kept between calls, but not beyond a change of the weights."""
+    model, x = make(SHAPES["sixteens"])
+    model(x)
+    for scale in (0.5, -1.0, 3.0):
+        with torch.no_grad():
+            model.weight_hh_l0.mul_(scale)
+            model.weight_ih_l0_reverse[5, 3, 1, 1] += 1  # a single element
+        actual = step(model, x)
+        with precision("strict"):
+            expected = step(model, x)
+        for name, a, e in zip(names(model), actual, expected, strict=True):
+            errors = measure(a, e)
+            assert errors.relative_l2 <= 2 * TOLERANCES[torch.float32, "gradients"].relative_l2, name
+
+
+@each_shape
+def test_python_threads_at_once_give_the_same(shape):
+    """The operator holds no state that two calls could disturb."""
+    model, x = make(shape)
+    inputs = [x, x.flip(0), 2 * x, -x]
+    expected = [step(model, x) for x in inputs]
+    results = [None] * len(inputs)
+    barrier = threading.Barrier(len(inputs))
+
+    def work(i):
+        torch.set_num_threads(1)
+        barrier.wait()
+        results[i] = [step(model, inputs[i]) for _ in range(3)]
+
+    workers = [threading.Thread(target=work, args=(i,)) for i in range(len(inputs))]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    for repeated, single in zip(results, expected, strict=True):
+        for result in repeated:
+            assert_bitwise(model, result, single)

@@ -1,0 +1,106 @@
+"""precision("fast" | "strict"): what each promises of fp32 on the CPU, over a long sequence."""
+
+from functools import cache
+
+import pytest
+import torch
+
+from convgru_fused import ConvGRU, numerics, precision, use_backend
+from convgru_fused.eager import VARIANTS
+from convgru_fused.testing import Sample, lay_out, reference, run
+
+# Fifty steps, enough tiles and channels for Winograd's algorithm. Channels last, which is what the native
+# backend computes in: PyTorch's own error depends on the memory format by more than "strict" allows.
+LONG = dict(T=50, N=1, C=32, K=64, H=20, W=20, hx=True, layout="channels_last")
+PROMISES = {
+    "fast": (16, 8),
+    "strict": (2.5, 2),
+}  # largest and rms error, as multiples of PyTorch's (docs/design.md)
+
+
+def errors(output, gradients, expected):
+    """The largest and the rms error of the output and of each gradient, by name."""
+    named = {"output": output, **gradients._asdict()}
+    expected = {"output": expected[0], **expected[1]._asdict()}
+    return {
+        name: (
+            (tensor.double() - expected[name]).abs().max(),
+            (tensor.double() - expected[name]).square().mean().sqrt(),
+        )
+        for name, tensor in named.items()
+        if tensor is not None
+    }
+
+
+@cache
+def errors_of_pytorch(sample):
+    return errors(*run("eager", sample, torch.float32), reference(sample, torch.float32))
+
+
+@pytest.mark.parametrize("setting", PROMISES)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_error_against_float64(variant, setting):
+    sample = Sample(f"long-{variant}", **LONG, variant=variant)
+    with precision(setting):
+        ours = errors(*run("cpu", sample, torch.float32), reference(sample, torch.float32))
+    limits = PROMISES[setting]
+    for name, (largest, rms) in errors_of_pytorch(sample).items():
+        ratios = (ours[name][0] / largest).item(), (ours[name][1] / rms).item()
+        assert ratios[0] <= limits[0] and ratios[1] <= limits[1], (name, ratios)
+
+
+def output(setting, dtype=torch.float32, layout="contiguous", **options):
+    torch.manual_seed(0)
+    model = ConvGRU(16, 32, **options).to(dtype)
+    with precision(setting), use_backend("cpu"):
+        return model(lay_out(torch.randn(3, 2, 16, 13, 17).to(dtype), layout))[0]
+
+
+def test_the_setting_makes_a_difference_where_it_may():
+    """The test of the tests above: "fast" is another algorithm. Only fp32 and 3x3 kernels have it."""
+    assert not torch.equal(output("fast"), output("strict"))
+    assert torch.equal(output("fast", torch.float64), output("strict", torch.float64))
+    assert torch.equal(output("fast", torch.bfloat16), output("strict", torch.bfloat16))
+    assert torch.equal(output("fast", kernel_size=1), output("strict", kernel_size=1))
+
+
+def test_context_manager_and_function():
+    assert numerics.is_fast()
+    with precision("strict"):
+        assert not numerics.is_fast()
+        with precision("fast"):
+            assert numerics.is_fast()
+        assert not numerics.is_fast()
+    assert numerics.is_fast()
+    before = precision("strict")
+    try:
+        assert not numerics.is_fast()  # without a block it stays
+    finally:
+        before.__exit__()
+    assert numerics.is_fast()
+
+
+def test_backward_keeps_the_setting_of_the_forward_pass():
+    """It belongs to the call, not to the moment at which autograd runs."""
+    gradients = []
+    for backward_setting in ("strict", "fast"):
+        torch.manual_seed(0)
+        model, x = ConvGRU(16, 32), torch.randn(3, 2, 16, 13, 17)
+        with precision("strict"):
+            value = model(x)[0].square().sum()
+        with precision(backward_setting):
+            value.backward()
+        gradients.append([p.grad for p in model.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+def test_environment_variable(run_python):
+    code = "from convgru_fused import numerics; print(numerics.is_fast())"
+    assert run_python(code, CONVGRU_FUSED_PRECISION="strict").stdout == "False\n"
+
+
+def test_environment_variable_of_an_unknown_setting(run_python):
+    result = run_python("import convgru_fused", CONVGRU_FUSED_PRECISION="exact")
+    assert result.returncode == 1
+    words = "environment variable CONVGRU_FUSED_PRECISION: expected one of 'fast', 'strict', got 'exact'"
+    assert result.stderr.splitlines()[-1] == f"ValueError: {words}"
