@@ -20,12 +20,22 @@ using torch::headeronly::ScalarType;
 
 constexpr std::array<int64_t, 2> kOne{1, 1}, kZero{0, 0};
 
-// Below so many tiles Winograd's larger weights cost more than its fewer multiplications save; and how many
-// tiles are transformed together, so that they stay in the second-level cache.
-constexpr int64_t kLeastTiles = 16;
+// Tiles that are transformed together, so that they stay in the second-level cache, for up to 128 channels
+// and for more. A one-dimensional tile has a quarter of the positions: twice as many leave room for the
+// products.
 constexpr int64_t kManyTiles = 56;
 constexpr int64_t kFewTiles = 28;
+// With fewer tiles the output channels are divided among the threads instead.
 constexpr int64_t kSplitTiles = 14;
+
+// Whether Winograd's algorithm is faster than the library: with few tiles its larger weights, which are read
+// once, cost more than its fewer multiplications save; in an image that fills its tiles badly there are
+// hardly fewer.
+bool winograd_pays(const WinogradScheme& scheme, int64_t batch, int64_t height, int64_t width) {
+  const int64_t tiles = batch * scheme.tiles_h(height) * scheme.tiles_w(width);
+  const int64_t direct = batch * height * width * scheme.kernel_h * scheme.kernel_w;
+  return tiles >= (scheme.one_dimensional() ? 4 : 16) && 4 * tiles * scheme.positions() <= 3 * direct;
+}
 
 // A (rows, columns) view of dense channels-last images, or of slices of them.
 Tensor as_matrix(const Tensor& images) {
@@ -46,27 +56,32 @@ Tensor channels_first_view(const Tensor& memory) {
   return stable::transpose(stable::transpose(memory, 2, 3), 1, 2);
 }
 
-// Whether a weight (O,I,3,3) fills its memory without gaps, in whatever order.
+// Whether a weight (O,I,kh,kw) fills its memory without gaps, in whatever order.
 bool is_dense(const Tensor& weight) {
-  return weight.is_contiguous() ||
-         (weight.stride(1) == 1 && weight.stride(3) == weight.size(1) &&
-          weight.stride(2) == 3 * weight.size(1) && weight.stride(0) == 9 * weight.size(1));
+  const int64_t in = weight.size(1), kernel_h = weight.size(2), kernel_w = weight.size(3);
+  return weight.is_contiguous() || (weight.stride(1) == 1 && (weight.stride(3) == in || kernel_w == 1) &&
+                                    (weight.stride(2) == kernel_w * in || kernel_h == 1) &&
+                                    weight.stride(0) == kernel_h * kernel_w * in);
 }
 
-// The convolution of x (B,I,H,W) by weight (O,I,3,3) or, with gradient, the transposed convolution of x
+// The convolution of x (B,I,H,W) by weight (O,I,kh,kw) or, with gradient, the transposed convolution of x
 // (B,O,H,W).
-Tensor winograd(const Tensor& x, const Tensor& weight, bool gradient, const std::optional<Tensor>& bias) {
+Tensor winograd(
+    const WinogradKernels& kernels, const Tensor& x, const Tensor& weight, bool gradient,
+    const std::optional<Tensor>& bias) {
   const int64_t strides[4] = {weight.stride(0), weight.stride(1), weight.stride(2), weight.stride(3)};
   const auto transformed = winograd_weights(
-      static_cast<const float*>(weight.data_ptr()), weight.size(0), weight.size(1), strides, gradient);
+      kernels, static_cast<const float*>(weight.data_ptr()), weight.size(0), weight.size(1), strides,
+      gradient);
   WinogradConvolution p{};
+  p.scheme = kernels.scheme;
   p.batch = x.size(0);
   p.height = x.size(2);
   p.width = x.size(3);
   p.in = weight.size(gradient ? 0 : 1);
   p.out = weight.size(gradient ? 1 : 0);
   const int64_t threads = stable::get_num_threads();
-  const int64_t most = p.in <= 128 ? kManyTiles : kFewTiles;
+  const int64_t most = (p.in <= 128 ? kManyTiles : kFewTiles) * (p.scheme.one_dimensional() ? 2 : 1);
   // As many blocks for every thread, and then as large as the cache allows.
   int64_t blocks = (p.tiles() + most - 1) / most;
   blocks = (blocks + threads - 1) / threads * threads;
@@ -78,7 +93,7 @@ Tensor winograd(const Tensor& x, const Tensor& weight, bool gradient, const std:
   }
   const Tensor y = stable::new_empty(x, {p.batch, p.height, p.width, p.out});
   stable::parallel_for(0, p.work_items(), 1, [&](int64_t begin, int64_t end) {
-    winograd_kernels().convolve(
+    kernels.convolve(
         begin, end, p, static_cast<const float*>(x.data_ptr()), transformed->data(),
         bias.has_value() ? static_cast<const float*>(bias->data_ptr()) : nullptr,
         static_cast<float*>(y.data_ptr()));
@@ -146,14 +161,16 @@ Convolution::Convolution(const Tensor& weight, bool fast)
       kernel_h_(weight.size(2)),
       kernel_w_(weight.size(3)),
       winograd_(
-          fast && kernel_h_ == 3 && kernel_w_ == 3 && weight.scalar_type() == ScalarType::Float &&
-          in_ % kWinogradChannels == 0 && out_ % kWinogradChannels == 0 && is_dense(weight)) {}
+          fast && weight.scalar_type() == ScalarType::Float && in_ % kWinogradChannels == 0 &&
+                  out_ % kWinogradChannels == 0 && is_dense(weight)
+              ? winograd_kernels(kernel_h_, kernel_w_)
+              : nullptr) {}
 
 Convolution::Algorithm Convolution::choose(int64_t batch, int64_t height, int64_t width) const {
   if (kernel_h_ == 1 && kernel_w_ == 1) return Algorithm::kMatrixProduct;
-  const int64_t tiles =
-      batch * ((height + kWinogradTile - 1) / kWinogradTile) * ((width + kWinogradTile - 1) / kWinogradTile);
-  return winograd_ && tiles >= kLeastTiles ? Algorithm::kWinograd : Algorithm::kLibrary;
+  if (winograd_ != nullptr && winograd_pays(winograd_->scheme, batch, height, width))
+    return Algorithm::kWinograd;
+  return Algorithm::kLibrary;
 }
 
 // The weights as the library takes them without reordering them at every call.
@@ -178,7 +195,7 @@ Tensor Convolution::forward(const Tensor& x, const std::optional<Tensor>& bias) 
       return channels_first_view(y);
     }
     case Algorithm::kWinograd:
-      return winograd(x, weight_, false, bias);
+      return winograd(*winograd_, x, weight_, false, bias);
     default: {
       AtenTensorHandle bias_handle = bias.has_value() ? bias->get() : nullptr;
       AtenTensorHandle result = nullptr;
@@ -202,7 +219,7 @@ Tensor Convolution::grad_input(const Tensor& x, const Tensor& grad) const {
       return channels_first_view(y);
     }
     case Algorithm::kWinograd:
-      return winograd(grad, weight_, true, std::nullopt);
+      return winograd(*winograd_, grad, weight_, true, std::nullopt);
     default: {
       const auto gradients = library_backward(x, grad, library_weight(), true, false);
       return stable::contiguous(gradients.first, MemoryFormat::ChannelsLast);

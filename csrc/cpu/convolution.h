@@ -11,11 +11,13 @@ namespace convgru::cpu {
 
 using torch::stable::Tensor;
 
+struct WinogradKernels;
+
 // Images are (B,channels,H,W) whose memory is a dense (B,H,W,channels).
 class Convolution {
  public:
-  // weight (O,I,kh,kw), kh and kw odd. fast allows Winograd's algorithm for 3x3 kernels in fp32; without it
-  // every sum is the direct one.
+  // weight (O,I,kh,kw), kh and kw odd. fast allows Winograd's algorithm in fp32; without it every sum is the
+  // direct one.
   Convolution(const Tensor& weight, bool fast);
 
   // x (B,I,H,W), bias (O,) -> (B,O,H,W)
@@ -35,7 +37,7 @@ class Convolution {
 
   Tensor weight_;
   int64_t out_, in_, kernel_h_, kernel_w_;
-  bool winograd_;
+  const WinogradKernels* winograd_;  // nullptr if the algorithm is not allowed or does not apply
   mutable std::optional<Tensor> library_weight_;
 };
 

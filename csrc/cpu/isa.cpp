@@ -11,7 +11,7 @@ namespace convgru::cpu {
   extern const GateKernels<double> kDouble;     \
   extern const GateKernels<bfloat16> kBFloat16; \
   extern const GateKernels<float16> kFloat16;   \
-  extern const WinogradKernels kWinograd;       \
+  extern const WinogradKernelSet kWinograd;     \
   }
 CONVGRU_DECLARE_KERNELS(generic)
 #if defined(__x86_64__)
@@ -46,8 +46,17 @@ template <>
 const GateKernels<float16>& gate_kernels() {
   CONVGRU_CHOOSE(kFloat16)
 }
-const WinogradKernels& winograd_kernels() {
+
+namespace {
+const WinogradKernelSet& winograd_kernel_set() {
   CONVGRU_CHOOSE(kWinograd)
+}
+}  // namespace
+
+const WinogradKernels* winograd_kernels(int64_t kernel_h, int64_t kernel_w) {
+  for (const WinogradKernels& kernels : winograd_kernel_set().schemes)
+    if (kernels.scheme.kernel_h == kernel_h && kernels.scheme.kernel_w == kernel_w) return &kernels;
+  return nullptr;
 }
 
 }  // namespace convgru::cpu

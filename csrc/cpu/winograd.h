@@ -1,44 +1,56 @@
-// 3x3 "same" convolution of channels-last fp32 images by Winograd's F(4x4, 3x3): raw pointers, no torch, no
+// "Same" convolution of channels-last fp32 images by Winograd's algorithm: raw pointers, no torch, no
 // threads.
 //
-// The image is cut into tiles of 4x4 outputs. Input tiles (6x6), weights (3x3) and sums are transformed by
-// the 1-D matrices B^T, G, A^T along both axes; between the transforms the convolution is 36 matrix products,
-// one for each position of the transformed tile: four times fewer multiplications than the direct sum. The
-// interpolation points 0, 1, -1, 1/2, -2 are chosen for accuracy (docs/cpu.md), not for the fewest additions.
+// The image is cut into tiles of outputs, four along every axis along which the kernel extends, one along the
+// others. Input tiles, weights and sums are transformed by 1-D matrices B^T, G, A^T along those axes; between
+// the transforms the convolution is one matrix product for each position of a transformed tile. F(4x4, 3x3)
+// needs 36 products instead of 144 multiplications, F(4, 5) 8 instead of 20. docs/cpu.md derives the matrices
+// and says why these interpolation points.
 #pragma once
 #include <cstdint>
 
 namespace convgru::cpu {
 
-constexpr int kWinogradTile = 4;        // outputs of a tile along each axis
-constexpr int kWinogradPositions = 36;  // of a transformed tile
-constexpr int kWinogradChannels = 16;   // channel counts have to be multiples of this
+constexpr int kWinogradChannels = 16;  // channel counts have to be multiples of this
+
+struct WinogradScheme {
+  int tile_h, tile_w;      // outputs of a tile
+  int kernel_h, kernel_w;  // the kernel that it is for
+
+  constexpr int input_h() const { return tile_h + kernel_h - 1; }
+  constexpr int input_w() const { return tile_w + kernel_w - 1; }
+  constexpr int positions() const { return input_h() * input_w(); }  // of a transformed tile
+  constexpr bool one_dimensional() const { return kernel_h == 1 || kernel_w == 1; }
+  constexpr int64_t tiles_h(int64_t height) const { return (height + tile_h - 1) / tile_h; }
+  constexpr int64_t tiles_w(int64_t width) const { return (width + tile_w - 1) / tile_w; }
+};
 
 struct WinogradConvolution {
+  WinogradScheme scheme;
   int64_t batch, height, width;
   int64_t in, out;          // channels
   int64_t tiles_per_block;  // tiles that are transformed and multiplied together
   int64_t channel_splits;   // parts into which the output channels are cut, so that few tiles can occupy all
                             // threads
 
-  int64_t tiles_h() const { return (height + kWinogradTile - 1) / kWinogradTile; }
-  int64_t tiles_w() const { return (width + kWinogradTile - 1) / kWinogradTile; }
-  int64_t tiles() const { return batch * tiles_h() * tiles_w(); }
+  int64_t tiles() const { return batch * scheme.tiles_h(height) * scheme.tiles_w(width); }
   int64_t tile_blocks() const { return (tiles() + tiles_per_block - 1) / tiles_per_block; }
   int64_t work_items() const { return tile_blocks() * channel_splits; }
 };
 
-// Weights of any layout: w[o*out_stride + i*in_stride + a*row_stride + b*column_stride], a and b in 0..2.
-// Negative strides from the last tap turn the kernel round, for the gradient of the input.
+// Weights of any layout: w[o*out_stride + i*in_stride + a*row_stride + b*column_stride], a < kernel_h and b <
+// kernel_w. Negative strides from the last tap turn the kernel round, for the gradient of the input.
 struct WinogradWeights {
   const float* data;
   int64_t out_stride, in_stride, row_stride, column_stride;
 };
 
+// The kernels of one scheme.
 struct WinogradKernels {
+  WinogradScheme scheme;
   int64_t channel_block;  // output channels that are multiplied together
 
-  // For the blocks of output channels [begin, end): transformed[36][blocks][in][channel_block].
+  // For the blocks of output channels [begin, end): transformed[positions][blocks][in][channel_block].
   void (*transform_weights)(
       int64_t begin, int64_t end, int64_t in, int64_t out, WinogradWeights weights, float* transformed);
 
@@ -49,14 +61,20 @@ struct WinogradKernels {
       const float* transformed,  // as transform_weights leaves it
       const float* bias,         // (out) or nullptr
       float* y);                 // (batch,height,width,out)
+
+  int64_t channel_blocks(int64_t out) const { return (out + channel_block - 1) / channel_block; }
+  int64_t weights_size(int64_t in, int64_t out) const {
+    return scheme.positions() * channel_blocks(out) * channel_block * in;
+  }
 };
 
-// The kernels for the instruction set that capability() names.
-const WinogradKernels& winograd_kernels();
+// The kernels of every scheme for one instruction set.
+struct WinogradKernelSet {
+  WinogradKernels schemes[3];
+};
 
-inline int64_t winograd_weights_size(int64_t in, int64_t out) {
-  const int64_t block = winograd_kernels().channel_block;
-  return kWinogradPositions * ((out + block - 1) / block * block) * in;
-}
+// The kernels for a convolution by kernel_h x kernel_w and the instruction set that capability() names;
+// nullptr if there are none.
+const WinogradKernels* winograd_kernels(int64_t kernel_h, int64_t kernel_w);
 
 }  // namespace convgru::cpu

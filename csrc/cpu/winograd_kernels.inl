@@ -16,7 +16,6 @@ namespace {
 typedef float Vec __attribute__((vector_size(CONVGRU_VECTOR_BYTES)));
 typedef float UnalignedVec __attribute__((vector_size(CONVGRU_VECTOR_BYTES), aligned(4)));
 constexpr int kLanes = CONVGRU_VECTOR_BYTES / 4;
-constexpr int kPositions = kWinogradPositions;
 
 inline Vec load_vec(const float* p) {
   return *reinterpret_cast<const UnalignedVec*>(p);
@@ -57,56 +56,135 @@ class Scratch {
   int64_t count_ = 0;
 };
 
-// One-dimensional transforms of vectors that are `step` apart; docs/cpu.md derives the matrices.
-inline void transform_input(Vec* d, int step) {
-  const Vec d0 = d[0], d1 = d[step], d2 = d[2 * step], d3 = d[3 * step], d4 = d[4 * step], d5 = d[5 * step];
-  const Vec s = d3 - d1, t = d4 - d2;
-  d[0] = fma_vec(broadcast(1.5f), s, fma_vec(broadcast(-2.0f), d2, d0 + d4));
-  d[step] = fma_vec(broadcast(2.5f), d3, fma_vec(broadcast(0.5f), d2, d4 - d1));
-  d[2 * step] = fma_vec(broadcast(-2.5f), d2, fma_vec(broadcast(0.5f), d3, d4 + d1));
-  d[3 * step] = fma_vec(broadcast(2.0f), s, t);
-  d[4 * step] = fma_vec(broadcast(-0.5f), s, t);
-  d[5 * step] = fma_vec(broadcast(1.5f), t, fma_vec(broadcast(-2.0f), d3, d5 + d1));
+inline float* scratch(int64_t count) {
+  static thread_local Scratch memory;
+  return memory.reserve(count);
 }
 
-inline void transform_weight(const Vec* g, int step, Vec* u, int u_step) {
-  const Vec g0 = g[0], g1 = g[step], g2 = g[2 * step];
-  const Vec third = broadcast(1.0f / 3);
-  u[0] = g0;
-  u[u_step] = (g0 + g2 + g1) * third;
-  u[2 * u_step] = (g1 - (g0 + g2)) * third;
-  u[3 * u_step] = fma_vec(broadcast(4.0f), g0, fma_vec(broadcast(2.0f), g1, g2)) * broadcast(-4.0f / 15);
-  u[4 * u_step] = fma_vec(broadcast(4.0f), g2, fma_vec(broadcast(-2.0f), g1, g0)) * broadcast(1.0f / 15);
-  u[5 * u_step] = g2;
-}
+// The 1-D transforms of F(kTile, kKernel), for vectors that are `step` apart; docs/cpu.md derives the
+// matrices.
+template <int kTile, int kKernel>
+struct Transform;
 
-inline void transform_output(const Vec* m, int step, Vec* y, int y_step) {
-  const Vec sum = m[step] + m[2 * step], difference = m[step] - m[2 * step];
-  const Vec m3 = m[3 * step], m4 = m[4 * step];
-  y[0] = (m[0] + sum) + (m3 + m4);
-  y[y_step] = fma_vec(broadcast(-2.0f), m4, fma_vec(broadcast(0.5f), m3, difference));
-  y[2 * y_step] = fma_vec(broadcast(4.0f), m4, fma_vec(broadcast(0.25f), m3, sum));
-  y[3 * y_step] = fma_vec(broadcast(-8.0f), m4, fma_vec(broadcast(0.125f), m3, difference)) + m[5 * step];
-}
+// An axis along which the kernel does not extend.
+template <>
+struct Transform<1, 1> {
+  static void input(Vec*, int) {}
+  static void weight(const Vec* g, int, Vec* u, int) { u[0] = g[0]; }
+  static void output(const Vec* m, int, Vec* y, int) { y[0] = m[0]; }
+};
 
+// Points 0, 1, -1, 1/2, -2, infinity.
+template <>
+struct Transform<4, 3> {
+  static void input(Vec* d, int step) {
+    const Vec d0 = d[0], d1 = d[step], d2 = d[2 * step], d3 = d[3 * step], d4 = d[4 * step], d5 = d[5 * step];
+    const Vec s = d3 - d1, t = d4 - d2;
+    d[0] = fma_vec(broadcast(1.5f), s, fma_vec(broadcast(-2.0f), d2, d0 + d4));
+    d[step] = fma_vec(broadcast(2.5f), d3, fma_vec(broadcast(0.5f), d2, d4 - d1));
+    d[2 * step] = fma_vec(broadcast(-2.5f), d2, fma_vec(broadcast(0.5f), d3, d4 + d1));
+    d[3 * step] = fma_vec(broadcast(2.0f), s, t);
+    d[4 * step] = fma_vec(broadcast(-0.5f), s, t);
+    d[5 * step] = fma_vec(broadcast(1.5f), t, fma_vec(broadcast(-2.0f), d3, d5 + d1));
+  }
+
+  static void weight(const Vec* g, int step, Vec* u, int u_step) {
+    const Vec g0 = g[0], g1 = g[step], g2 = g[2 * step];
+    const Vec third = broadcast(1.0f / 3);
+    u[0] = g0;
+    u[u_step] = (g0 + g2 + g1) * third;
+    u[2 * u_step] = (g1 - (g0 + g2)) * third;
+    u[3 * u_step] = fma_vec(broadcast(4.0f), g0, fma_vec(broadcast(2.0f), g1, g2)) * broadcast(-4.0f / 15);
+    u[4 * u_step] = fma_vec(broadcast(4.0f), g2, fma_vec(broadcast(-2.0f), g1, g0)) * broadcast(1.0f / 15);
+    u[5 * u_step] = g2;
+  }
+
+  static void output(const Vec* m, int step, Vec* y, int y_step) {
+    const Vec sum = m[step] + m[2 * step], difference = m[step] - m[2 * step];
+    const Vec m3 = m[3 * step], m4 = m[4 * step];
+    y[0] = (m[0] + sum) + (m3 + m4);
+    y[y_step] = fma_vec(broadcast(-2.0f), m4, fma_vec(broadcast(0.5f), m3, difference));
+    y[2 * y_step] = fma_vec(broadcast(4.0f), m4, fma_vec(broadcast(0.25f), m3, sum));
+    y[3 * y_step] = fma_vec(broadcast(-8.0f), m4, fma_vec(broadcast(0.125f), m3, difference)) + m[5 * step];
+  }
+};
+
+// Points 0, 1, -1, 2, -2, 1/2, -1/2, infinity. What belongs to p and -p is computed as even part plus and
+// minus odd part.
+template <>
+struct Transform<4, 5> {
+  static void input(Vec* d, int step) {
+    const Vec d0 = d[0], d1 = d[step], d2 = d[2 * step], d3 = d[3 * step];
+    const Vec d4 = d[4 * step], d5 = d[5 * step], d6 = d[6 * step], d7 = d[7 * step];
+    const Vec even1 = fma_vec(broadcast(-4.25f), d4, d2 + d6), odd1 = fma_vec(broadcast(-4.25f), d3, d1 + d5);
+    const Vec even2 = fma_vec(broadcast(-1.25f), d4, fma_vec(broadcast(0.25f), d2, d6));
+    const Vec odd2 = fma_vec(broadcast(2.0f), d5, fma_vec(broadcast(-2.5f), d3, broadcast(0.5f) * d1));
+    const Vec even3 = fma_vec(broadcast(-5.0f), d4, fma_vec(broadcast(4.0f), d2, d6));
+    const Vec odd3 = fma_vec(broadcast(0.5f), d5, fma_vec(broadcast(-2.5f), d3, broadcast(2.0f) * d1));
+    d[0] = fma_vec(broadcast(5.25f), d4 - d2, d0 - d6);
+    d[step] = even1 + odd1;
+    d[2 * step] = even1 - odd1;
+    d[3 * step] = even2 + odd2;
+    d[4 * step] = even2 - odd2;
+    d[5 * step] = even3 + odd3;
+    d[6 * step] = even3 - odd3;
+    d[7 * step] = fma_vec(broadcast(5.25f), d3 - d5, d7 - d1);
+  }
+
+  static void weight(const Vec* g, int step, Vec* u, int u_step) {
+    const Vec g0 = g[0], g1 = g[step], g2 = g[2 * step], g3 = g[3 * step], g4 = g[4 * step];
+    const Vec even1 = (g0 + g4) + g2, odd1 = g1 + g3;
+    const Vec even2 = fma_vec(broadcast(16.0f), g4, fma_vec(broadcast(4.0f), g2, g0));
+    const Vec odd2 = fma_vec(broadcast(8.0f), g3, broadcast(2.0f) * g1);
+    const Vec even3 = fma_vec(broadcast(16.0f), g0, fma_vec(broadcast(4.0f), g2, g4));
+    const Vec odd3 = fma_vec(broadcast(8.0f), g1, broadcast(2.0f) * g3);
+    u[0] = g0;
+    u[u_step] = (even1 + odd1) * broadcast(-2.0f / 9);
+    u[2 * u_step] = (even1 - odd1) * broadcast(-2.0f / 9);
+    u[3 * u_step] = (even2 + odd2) * broadcast(1.0f / 90);
+    u[4 * u_step] = (even2 - odd2) * broadcast(1.0f / 90);
+    u[5 * u_step] = (even3 + odd3) * broadcast(2.0f / 45);
+    u[6 * u_step] = (even3 - odd3) * broadcast(2.0f / 45);
+    u[7 * u_step] = g4;
+  }
+
+  static void output(const Vec* m, int step, Vec* y, int y_step) {
+    const Vec sum1 = m[step] + m[2 * step], difference1 = m[step] - m[2 * step];
+    const Vec sum2 = m[3 * step] + m[4 * step], difference2 = m[3 * step] - m[4 * step];
+    const Vec sum3 = m[5 * step] + m[6 * step], difference3 = m[5 * step] - m[6 * step];
+    y[0] = (m[0] + sum1) + (sum2 + sum3);
+    y[y_step] = fma_vec(broadcast(2.0f), difference2, fma_vec(broadcast(0.5f), difference3, difference1));
+    y[2 * y_step] = fma_vec(broadcast(4.0f), sum2, fma_vec(broadcast(0.25f), sum3, sum1));
+    y[3 * y_step] =
+        fma_vec(broadcast(8.0f), difference2, fma_vec(broadcast(0.125f), difference3, difference1)) +
+        m[7 * step];
+  }
+};
+
+template <WinogradScheme kScheme>
 void transform_weights(
     int64_t begin, int64_t end, int64_t in, int64_t out, WinogradWeights w, float* transformed) {
+  using Rows = Transform<kScheme.tile_h, kScheme.kernel_h>;
+  using Columns = Transform<kScheme.tile_w, kScheme.kernel_w>;
+  constexpr int kKernelH = kScheme.kernel_h, kKernelW = kScheme.kernel_w;
+  constexpr int kInputH = kScheme.input_h(), kInputW = kScheme.input_w(), kPositions = kScheme.positions();
   constexpr int64_t kBlock = 2 * kLanes;
   const int64_t blocks = (out + kBlock - 1) / kBlock;
   for (int64_t block = begin; block < end; ++block) {
     for (int64_t i = 0; i < in; ++i) {
       for (int64_t half = 0; half < 2; ++half) {
         const int64_t first = block * kBlock + half * kLanes;
-        Vec g[9], partial[18], u[kPositions];
-        for (int a = 0; a < 3; ++a)
-          for (int b = 0; b < 3; ++b)
+        Vec g[kKernelH * kKernelW], partial[kInputH * kKernelW], u[kPositions];
+        for (int a = 0; a < kKernelH; ++a)
+          for (int b = 0; b < kKernelW; ++b)
             for (int lane = 0; lane < kLanes; ++lane)
-              g[3 * a + b][lane] = first + lane < out ? w.data
-                                                            [(first + lane) * w.out_stride + i * w.in_stride +
-                                                             a * w.row_stride + b * w.column_stride]
-                                                      : 0.0f;
-        for (int b = 0; b < 3; ++b) transform_weight(g + b, 3, partial + b, 3);
-        for (int a = 0; a < 6; ++a) transform_weight(partial + 3 * a, 1, u + 6 * a, 1);
+              g[kKernelW * a + b][lane] = first + lane < out
+                                              ? w.data
+                                                    [(first + lane) * w.out_stride + i * w.in_stride +
+                                                     a * w.row_stride + b * w.column_stride]
+                                              : 0.0f;
+        for (int b = 0; b < kKernelW; ++b) Rows::weight(g + b, kKernelW, partial + b, kKernelW);
+        for (int a = 0; a < kInputH; ++a) Columns::weight(partial + kKernelW * a, 1, u + kInputW * a, 1);
         for (int position = 0; position < kPositions; ++position)
           store_vec(
               transformed + ((position * blocks + block) * in + i) * kBlock + half * kLanes, u[position]);
@@ -156,17 +234,21 @@ void multiply_all(int64_t rows, const float* a, int64_t a_stride, const float* b
       rows - row, a + row * a_stride, a_stride, b, c + row * 2 * kLanes, in);
 }
 
+template <WinogradScheme kScheme>
 void convolve(
     int64_t begin, int64_t end, const WinogradConvolution& p, const float* x, const float* transformed,
     const float* bias, float* y) {
+  using Rows = Transform<kScheme.tile_h, kScheme.kernel_h>;
+  using Columns = Transform<kScheme.tile_w, kScheme.kernel_w>;
+  constexpr int kTileH = kScheme.tile_h, kTileW = kScheme.tile_w;
+  constexpr int kInputH = kScheme.input_h(), kInputW = kScheme.input_w(), kPositions = kScheme.positions();
   constexpr int64_t kBlock = 2 * kLanes;
   const int64_t in = p.in, out = p.out, tile_count = p.tiles_per_block;
-  const int64_t tiles_w = p.tiles_w(), tiles_image = p.tiles_h() * tiles_w;
+  const int64_t tiles_w = kScheme.tiles_w(p.width), tiles_image = kScheme.tiles_h(p.height) * tiles_w;
   const int64_t blocks = (out + kBlock - 1) / kBlock;
   // One cache line more than the channels, so that the rows of a product do not fall on the same cache sets.
   const int64_t row_stride = in + 16;
-  static thread_local Scratch scratch;
-  float* input = scratch.reserve(kPositions * tile_count * (row_stride + kBlock) + in);
+  float* input = scratch(kPositions * tile_count * (row_stride + kBlock) + in);
   float* products = input + kPositions * tile_count * row_stride;
   float* zeros = products + kPositions * tile_count * kBlock;
   for (int64_t i = 0; i < in; ++i) zeros[i] = 0.0f;
@@ -181,20 +263,21 @@ void convolve(
       transformed_block = tile_block;
       for (int64_t tile = 0; tile < count; ++tile) {
         const int64_t image = (first_tile + tile) / tiles_image, rest = (first_tile + tile) % tiles_image;
-        const int64_t top = rest / tiles_w * kWinogradTile - 1, left = rest % tiles_w * kWinogradTile - 1;
+        const int64_t top = rest / tiles_w * kTileH - kScheme.kernel_h / 2;
+        const int64_t left = rest % tiles_w * kTileW - kScheme.kernel_w / 2;
         const float* pixels[kPositions];
-        for (int a = 0; a < 6; ++a)
-          for (int b = 0; b < 6; ++b) {
+        for (int a = 0; a < kInputH; ++a)
+          for (int b = 0; b < kInputW; ++b) {
             const int64_t row = top + a, column = left + b;
             const bool inside = row >= 0 && row < p.height && column >= 0 && column < p.width;
-            pixels[6 * a + b] = inside ? x + ((image * p.height + row) * p.width + column) * in : zeros;
+            pixels[kInputW * a + b] = inside ? x + ((image * p.height + row) * p.width + column) * in : zeros;
           }
         for (int64_t channel = 0; channel < in; channel += kLanes) {
           Vec d[kPositions];
           for (int position = 0; position < kPositions; ++position)
             d[position] = load_vec(pixels[position] + channel);
-          for (int b = 0; b < 6; ++b) transform_input(d + b, 6);
-          for (int a = 0; a < 6; ++a) transform_input(d + 6 * a, 1);
+          for (int b = 0; b < kInputW; ++b) Rows::input(d + b, kInputW);
+          for (int a = 0; a < kInputH; ++a) Columns::input(d + kInputW * a, 1);
           for (int position = 0; position < kPositions; ++position)
             store_vec(input + (position * tile_count + tile) * row_stride + channel, d[position]);
         }
@@ -219,26 +302,37 @@ void convolve(
         const Vec b = bias == nullptr ? Vec{} : load_vec(bias + channel);
         for (int64_t tile = 0; tile < count; ++tile) {
           const int64_t image = (first_tile + tile) / tiles_image, rest = (first_tile + tile) % tiles_image;
-          const int64_t top = rest / tiles_w * kWinogradTile, left = rest % tiles_w * kWinogradTile;
-          Vec m[kPositions], partial[24], result[16];
+          const int64_t top = rest / tiles_w * kTileH, left = rest % tiles_w * kTileW;
+          Vec m[kPositions], partial[kTileH * kInputW], result[kTileH * kTileW];
           for (int position = 0; position < kPositions; ++position)
             m[position] = load_vec(products + (position * tile_count + tile) * kBlock + half * kLanes);
-          for (int column = 0; column < 6; ++column) transform_output(m + column, 6, partial + column, 6);
-          for (int row = 0; row < 4; ++row) transform_output(partial + 6 * row, 1, result + 4 * row, 1);
-          const int64_t rows = top + 4 <= p.height ? 4 : p.height - top;
-          const int64_t columns = left + 4 <= p.width ? 4 : p.width - left;
+          for (int column = 0; column < kInputW; ++column)
+            Rows::output(m + column, kInputW, partial + column, kInputW);
+          for (int row = 0; row < kTileH; ++row)
+            Columns::output(partial + kInputW * row, 1, result + kTileW * row, 1);
+          const int64_t rows = top + kTileH <= p.height ? kTileH : p.height - top;
+          const int64_t columns = left + kTileW <= p.width ? kTileW : p.width - left;
           float* target = y + ((image * p.height + top) * p.width + left) * out + channel;
           for (int64_t row = 0; row < rows; ++row)
             for (int64_t column = 0; column < columns; ++column)
-              store_vec(target + (row * p.width + column) * out, result[4 * row + column] + b);
+              store_vec(target + (row * p.width + column) * out, result[kTileW * row + column] + b);
         }
       }
     }
   }
 }
 
+template <WinogradScheme kScheme>
+constexpr WinogradKernels kernels_of() {
+  return {kScheme, 2 * kLanes, transform_weights<kScheme>, convolve<kScheme>};
+}
+
 }  // namespace
 
-extern const WinogradKernels kWinograd = {2 * kLanes, transform_weights, convolve};
+extern const WinogradKernelSet kWinograd = {{
+    kernels_of<WinogradScheme{4, 4, 3, 3}>(),
+    kernels_of<WinogradScheme{1, 4, 1, 5}>(),
+    kernels_of<WinogradScheme{4, 1, 5, 1}>(),
+}};
 
 }  // namespace convgru::cpu::CONVGRU_ISA

@@ -8,8 +8,6 @@
 #include <list>
 #include <mutex>
 
-#include "winograd.h"
-
 namespace convgru::cpu {
 namespace {
 
@@ -17,10 +15,12 @@ constexpr size_t kMostBytes = size_t(256) << 20;
 
 struct Key {
   const float* weights;
-  std::array<int64_t, 6> layout;  // out, in, strides
+  const WinogradKernels* kernels;  // their scheme says which taps there are
+  std::array<int64_t, 6> layout;   // out, in, strides
   bool transposed;
   bool operator==(const Key& other) const {
-    return weights == other.weights && layout == other.layout && transposed == other.transposed;
+    return weights == other.weights && kernels == other.kernels && layout == other.layout &&
+           transposed == other.transposed;
   }
 };
 
@@ -38,16 +38,18 @@ std::list<Entry>& entries() {                  // most recently used first
 }
 
 std::shared_ptr<const std::vector<float>> transform(
-    const float* weights, int64_t out, int64_t in, const int64_t (&strides)[4], bool transposed) {
+    const WinogradKernels& kernels, const float* weights, int64_t out, int64_t in,
+    const int64_t (&strides)[4], bool transposed) {
   WinogradWeights source{weights, strides[0], strides[1], strides[2], strides[3]};
   if (transposed) {
-    source = {weights + 2 * strides[2] + 2 * strides[3], strides[1], strides[0], -strides[2], -strides[3]};
+    const int64_t last_tap =
+        (kernels.scheme.kernel_h - 1) * strides[2] + (kernels.scheme.kernel_w - 1) * strides[3];
+    source = {weights + last_tap, strides[1], strides[0], -strides[2], -strides[3]};
     std::swap(out, in);
   }
-  auto result = std::make_shared<std::vector<float>>(winograd_weights_size(in, out));
-  const int64_t block = winograd_kernels().channel_block;
-  torch::stable::parallel_for(0, (out + block - 1) / block, 1, [&](int64_t begin, int64_t end) {
-    winograd_kernels().transform_weights(begin, end, in, out, source, result->data());
+  auto result = std::make_shared<std::vector<float>>(kernels.weights_size(in, out));
+  torch::stable::parallel_for(0, kernels.channel_blocks(out), 1, [&](int64_t begin, int64_t end) {
+    kernels.transform_weights(begin, end, in, out, source, result->data());
   });
   return result;
 }
@@ -55,9 +57,10 @@ std::shared_ptr<const std::vector<float>> transform(
 }  // namespace
 
 std::shared_ptr<const std::vector<float>> winograd_weights(
-    const float* weights, int64_t out, int64_t in, const int64_t (&strides)[4], bool transposed) {
-  const Key key{weights, {out, in, strides[0], strides[1], strides[2], strides[3]}, transposed};
-  const size_t size = out * in * 9;
+    const WinogradKernels& kernels, const float* weights, int64_t out, int64_t in,
+    const int64_t (&strides)[4], bool transposed) {
+  const Key key{weights, &kernels, {out, in, strides[0], strides[1], strides[2], strides[3]}, transposed};
+  const size_t size = out * in * kernels.scheme.kernel_h * kernels.scheme.kernel_w;
   {
     const std::lock_guard<std::mutex> lock(mutex);
     std::list<Entry>& list = entries();
@@ -70,7 +73,7 @@ std::shared_ptr<const std::vector<float>> winograd_weights(
       list.erase(entry);
     }
   }
-  Entry entry{key, {weights, weights + size}, transform(weights, out, in, strides, transposed)};
+  Entry entry{key, {weights, weights + size}, transform(kernels, weights, out, in, strides, transposed)};
   const auto transformed = entry.transformed;
   const std::lock_guard<std::mutex> lock(mutex);
   std::list<Entry>& list = entries();
