@@ -132,7 +132,7 @@ def _bound(elementwise: float, relative_l2: float, cosine: float, *, margin: flo
 TOLERANCES: dict[tuple[torch.dtype, str], Errors] = {
     (torch.float64, "output"): _bound(2.5e-15, 7.2e-16, 2.7e-31, margin=4),
     (torch.float64, "gradients"): _bound(3.7e-15, 3.2e-15, 2.0e-30, margin=4),
-    (torch.float32, "output"): _bound(9.4e-07, 2.9e-07, 4.1e-14, margin=4),
+    (torch.float32, "output"): _bound(3.2e-06, 8.2e-07, 3.3e-13, margin=4),
     (torch.float32, "gradients"): _bound(2.5e-06, 1.8e-06, 1.5e-12, margin=4),
     (torch.bfloat16, "output"): _bound(1.2e-02, 5.2e-03, 1.4e-05, margin=2),
     (torch.bfloat16, "gradients"): _bound(3.2e-02, 1.8e-02, 1.5e-04, margin=2),
@@ -359,6 +359,8 @@ _CASES: dict[str, dict[str, Any]] = {
     "strided": dict(T=4, N=2, C=8, K=3, H=5, W=9, hx=True, gate_bias="full", layout="strided"),
     "expanded": dict(T=4, N=3, C=3, K=8, H=5, W=9, hx=True, gate_bias="full", layout="expanded"),
     "channels-of-16": dict(T=3, N=2, C=32, K=16, H=13, W=17, hx=True),
+    "channels-of-16-1x5": dict(T=3, N=2, C=16, K=32, H=5, W=17, kernel=(1, 5), hx=True),
+    "channels-of-16-5x1": dict(T=3, N=2, C=16, K=16, H=13, W=9, kernel=(5, 1), lengths=(3, 2)),
     "everything": dict(T=5, N=3, C=17, K=17, H=13, W=17, hx=True, gate_bias="full", lengths=(2, 5, 4)),
 }
 
@@ -436,6 +438,7 @@ def _measure_sample(
 
 def main() -> None:
     """Prints the largest errors over all samples, by dtype, quantity and backend, and the table's bounds."""
+    torch.set_num_threads(1)  # the problems are small: more threads would wait for each other
     runners: dict[str, Callable[[Sample, torch.dtype], tuple[Tensor, Gradients]]] = {
         name: partial(run, name) for name, backend in BACKENDS.items() if not backend.missing()
     }

@@ -7,7 +7,7 @@ from torch import nn
 from torch._dynamo.exc import RecompileError
 from torch.export import Dim, ExportedProgram
 
-from convgru_fused import ConvGRU, ConvGRUCell, functional
+from convgru_fused import ConvGRU, ConvGRUCell, functional, use_backend
 from convgru_fused.eager import VARIANTS
 from convgru_fused.testing import assert_close_to_reference, assert_gradients_close
 
@@ -50,16 +50,22 @@ def assert_same_step(actual, expected):
     assert_gradients_close(actual[2], expected[2])
 
 
-@each_variant
+MANY = dict(num_layers=2, bidirectional=True, recompute=True)
+
+
+# Eager once only: its loop over T is unrolled, which takes the compiler seconds.
 @pytest.mark.parametrize(
-    "options", [{}, dict(num_layers=2, bidirectional=True, recompute=True)], ids=["one", "many"]
+    ("name", "variant", "options"),
+    [("cpu", "gru-rcn", {}), ("cpu", "gru-rcn", MANY), ("cpu", "cudnn", MANY), ("eager", "cudnn", {})],
+    ids=["cpu-gru-rcn", "cpu-gru-rcn-many", "cpu-cudnn-many", "eager-cudnn"],
 )
-def test_training_with_static_shapes(backend, variant, options):
+def test_training_with_static_shapes(name, variant, options):
     model = ConvGRU(3, 4, variant=variant, dtype=torch.float64, **options)
     compiled = compiled_whole(model, dynamic=False)
     x = inputs()
-    assert_same_step(training_step(compiled, x), training_step(model, x))
-    assert_same_step(training_step(compiled, x), training_step(model, x))
+    with use_backend(name):
+        for _ in range(2):
+            assert_same_step(training_step(compiled, x), training_step(model, x))
 
 
 @each_variant

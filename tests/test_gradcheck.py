@@ -24,7 +24,7 @@ CASES = {
     "gate-bias-1x1": dict(gate_bias="1x1"),
     "no-input": dict(input=False, gate_bias="full"),
     "no-input-1x1": dict(input=False, hx=True, gate_bias="1x1"),
-    "kernel-3x3": dict(T=3, W=3, kernel=(3, 3), hx=True),
+    "kernel-3x3": dict(W=3, kernel=(3, 3), hx=True),
 }
 
 

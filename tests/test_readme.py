@@ -3,10 +3,11 @@
 import re
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from convgru_fused import cli
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -25,35 +26,35 @@ def commands():
 PYTHON, COMMANDS = blocks("python"), commands()
 
 
-def run(*command):
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-
-
 def test_there_is_something_to_run():
     assert PYTHON
     assert any(command.startswith("make ") for command in COMMANDS)
     assert any(command.startswith("python -m convgru_fused ") for command in COMMANDS)
 
 
-@pytest.mark.parametrize("code", PYTHON, ids=[f"block-{i}" for i in range(len(PYTHON))])
-def test_python(run_python, code):
-    result = run_python(code, PYTHONWARNINGS="error")
-    assert result.returncode == 0, result.stderr
+@pytest.mark.parametrize("index", range(len(PYTHON)))
+@pytest.mark.filterwarnings("error")
+def test_python(index):
+    """Each block stands alone: it is run in a namespace of its own."""
+    exec(compile(PYTHON[index], f"README.md, block {index}", "exec"), {"__name__": "__main__"})
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_command_exists(command):
+def test_command_exists(capsys, command):
     """make by a dry run; ours by parsing its arguments, with --help in the place of work."""
     words = shlex.split(command)
     if words[0] == "make":
-        result = run("make", "--dry-run", *words[1:])
+        result = subprocess.run(["make", "--dry-run", *words[1:]], cwd=ROOT, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
     elif words[:3] == ["python", "-m", "convgru_fused"]:
-        result = run(sys.executable, "-m", "convgru_fused", words[3], "--help")
+        with pytest.raises(SystemExit) as exit:
+            cli.main([words[3], "--help"])
+        assert exit.value.code == 0
         options = {word.split("=")[0] for word in words[4:] if word.startswith("--")}
-        assert all(re.search(rf"{option}\b", result.stdout) for option in options)
+        help = capsys.readouterr().out
+        assert all(re.search(rf"{option}\b", help) for option in options)
     else:
         pytest.fail(f"a command of an unknown kind: {command}")
-    assert result.returncode == 0, result.stderr
 
 
 @pytest.mark.parametrize("path", sorted(set(re.findall(r"\]\(([^):#]+)\)", README))))
