@@ -129,7 +129,7 @@ def machine_lines(document: Document) -> str:
     """Where, with what and when."""
     machine, settings = document.machine, document.settings
     gpu = f"{machine['gpu']['name']}, " if machine["gpu"] else ""
-    cpu = f"{machine['cpu']}, {machine['threads']} threads on {machine['cores']} cores, {machine['isa']}"
+    cpu = f"{machine['cpu']}, {machine['threads']} of {machine['cores']} cores, {machine['isa']}"
     versions = [f"{name} {machine[name]}" for name in ("torch", "triton", "convgru_fused") if machine[name]]
     commit = f" at {machine['commit']}" if machine["commit"] else ""
     tf32 = " with TF32" if settings["tf32"] else ""

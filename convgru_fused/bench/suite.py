@@ -45,6 +45,11 @@ def execute(plan: Plan, document: Document, say: Say, advance: Callable[[], None
                 done()
         for steps in plan.lengths:
             _measure_length(plan, document, at_length(steps), done, say)
+        say("ceilings of the machine")
+        again = machine.ceilings(
+            plan.settings.device, plan.settings.dtype
+        )  # nothing else may have run this time
+        document.ceilings = {name: max(value, again[name]) for name, value in document.ceilings.items()}
     document.finished = True
     document.save(plan.json)
 

@@ -28,6 +28,9 @@ constexpr int64_t kFewTiles = 28;
 // With fewer tiles the output channels are divided among the threads instead.
 constexpr int64_t kSplitTiles = 14;
 
+// Tiles whose products are summed before they are added to the sums of a weight gradient.
+constexpr int64_t kChunkTiles = 128;
+
 // Whether Winograd's algorithm is faster than the library: with few tiles its larger weights, which are read
 // once, cost more than its fewer multiplications save; in an image that fills its tiles badly there are
 // hardly fewer.
@@ -99,6 +102,42 @@ Tensor winograd(
         static_cast<float*>(y.data_ptr()));
   });
   return channels_first_view(y);
+}
+
+// The gradient of a weight (O,I,kh,kw): x (B,I,H,W), grad (B,O,H,W).
+Tensor winograd_grad_weight(const WinogradKernels& kernels, const Tensor& x, const Tensor& grad) {
+  WinogradWeightGradient p{};
+  p.scheme = kernels.scheme;
+  p.batch = x.size(0);
+  p.height = x.size(2);
+  p.width = x.size(3);
+  p.in = x.size(1);
+  p.out = grad.size(1);
+  p.grad_pixel_stride = as_matrix(grad).stride(0);
+  const int64_t chunks = (p.tiles() + kChunkTiles - 1) / kChunkTiles;
+  p.tiles_per_chunk = (p.tiles() + chunks - 1) / chunks;
+  const int64_t blocks = kernels.channel_blocks(p.out), positions = p.scheme.positions();
+  const auto buffer = [&](int64_t count) { return stable::new_empty(x, {count}); };
+  const Tensor x_transformed = buffer(positions * p.tiles_per_chunk * winograd_row_stride(p.in));
+  const Tensor grad_transformed = buffer(positions * blocks * p.tiles_per_chunk * kernels.channel_block);
+  const Tensor sums = buffer(kernels.weights_size(p.in, p.out));
+  const Tensor weights = stable::new_empty(x, {p.out, p.in, p.scheme.kernel_h, p.scheme.kernel_w});
+  const auto data = [](const Tensor& tensor) { return static_cast<float*>(tensor.data_ptr()); };
+  for (int64_t first = 0; first < p.tiles(); first += p.tiles_per_chunk) {
+    const int64_t count = std::min(p.tiles_per_chunk, p.tiles() - first);
+    stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
+      kernels.transform_for_gradient(
+          begin, end, p, first, data(x), data(grad), data(x_transformed), data(grad_transformed));
+    });
+    stable::parallel_for(0, positions * blocks, 1, [&](int64_t begin, int64_t end) {
+      kernels.multiply_for_gradient(
+          begin, end, p, count, first > 0, data(x_transformed), data(grad_transformed), data(sums));
+    });
+  }
+  stable::parallel_for(0, 2 * blocks, 1, [&](int64_t begin, int64_t end) {
+    kernels.finish_gradient(begin, end, p, data(sums), data(weights));
+  });
+  return weights;
 }
 
 // The gradient of a weight (O,I,kh,kw), one matrix product a tap. With images padded by zeros a tap is a
@@ -234,6 +273,8 @@ Tensor Convolution::grad_weight(const Tensor& x, const Tensor& grad) const {
         aoti_torch_cpu_mm_out(product.get(), transposed(as_matrix(grad)).get(), as_matrix(x).get()));
     return stable::view(product, {out_, in_, 1, 1});
   }
+  if (choose(x.size(0), x.size(2), x.size(3)) == Algorithm::kWinograd)
+    return winograd_grad_weight(*winograd_, x, grad);
   if (kernel_h_ == 1 || kernel_w_ == 1) return shifted_products(x, grad, kernel_h_, kernel_w_);
   return stable::contiguous(library_backward(x, grad, library_weight(), false, true).second);
 }

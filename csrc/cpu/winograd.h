@@ -38,6 +38,25 @@ struct WinogradConvolution {
   int64_t work_items() const { return tile_blocks() * channel_splits; }
 };
 
+// The gradient of the weights of such a convolution: sums over all tiles, chunk after chunk. Both factors of a
+// chunk are transformed, multiplied position by position and added to the sums; these are transformed at the
+// end.
+struct WinogradWeightGradient {
+  WinogradScheme scheme;
+  int64_t batch, height, width;
+  int64_t in, out;            // channels
+  int64_t grad_pixel_stride;  // elements from one pixel of the output's gradient to the next
+  int64_t tiles_per_chunk;
+
+  int64_t tiles() const { return batch * scheme.tiles_h(height) * scheme.tiles_w(width); }
+};
+
+// Elements from one transformed tile of `channels` to the next: one cache line more than the channels, so that
+// the rows of a product do not fall on the same cache sets.
+constexpr int64_t winograd_row_stride(int64_t channels) {
+  return channels + 16;
+}
+
 // Weights of any layout: w[o*out_stride + i*in_stride + a*row_stride + b*column_stride], a < kernel_h and b <
 // kernel_w. Negative strides from the last tap turn the kernel round, for the gradient of the input.
 struct WinogradWeights {
@@ -61,6 +80,25 @@ struct WinogradKernels {
       const float* transformed,  // as transform_weights leaves it
       const float* bias,         // (out) or nullptr
       float* y);                 // (batch,height,width,out)
+
+  // The weight gradient in three steps. First the tiles first_tile + [begin, end) of a chunk:
+  void (*transform_for_gradient)(
+      int64_t begin, int64_t end, const WinogradWeightGradient& gradient, int64_t first_tile,
+      const float* x,            // (batch,height,width,in)
+      const float* grad,         // (batch,height,width,out), pixels grad_pixel_stride apart
+      float* x_transformed,      // [positions][tiles_per_chunk][winograd_row_stride(in)]
+      float* grad_transformed);  // [positions][blocks][tiles_per_chunk][channel_block]
+
+  // Then the products [begin, end) of positions * blocks, over the `count` tiles of the chunk.
+  void (*multiply_for_gradient)(
+      int64_t begin, int64_t end, const WinogradWeightGradient& gradient, int64_t count, bool accumulate,
+      const float* x_transformed, const float* grad_transformed,
+      float* sums);  // [positions][blocks][in][channel_block]; with accumulate in and out, else out
+
+  // At last the half blocks [begin, end) of output channels.
+  void (*finish_gradient)(
+      int64_t begin, int64_t end, const WinogradWeightGradient& gradient, const float* sums,
+      float* weights);  // (out,in,kernel_h,kernel_w)
 
   int64_t channel_blocks(int64_t out) const { return (out + channel_block - 1) / channel_block; }
   int64_t weights_size(int64_t in, int64_t out) const {

@@ -61,8 +61,8 @@ inline float* scratch(int64_t count) {
   return memory.reserve(count);
 }
 
-// The 1-D transforms of F(kTile, kKernel), for vectors that are `step` apart; docs/cpu.md derives the
-// matrices.
+// The 1-D transforms of F(kTile, kKernel), for vectors that are `step` apart: B^T of the input, G of the
+// weight, A^T of the output, A of the output's gradient, G^T of the weight's. docs/cpu.md derives the matrices.
 template <int kTile, int kKernel>
 struct Transform;
 
@@ -72,6 +72,8 @@ struct Transform<1, 1> {
   static void input(Vec*, int) {}
   static void weight(const Vec* g, int, Vec* u, int) { u[0] = g[0]; }
   static void output(const Vec* m, int, Vec* y, int) { y[0] = m[0]; }
+  static void output_gradient(const Vec* y, int, Vec* u, int) { u[0] = y[0]; }
+  static void weight_gradient(const Vec* m, int, Vec* g, int) { g[0] = m[0]; }
 };
 
 // Points 0, 1, -1, 1/2, -2, infinity.
@@ -106,6 +108,27 @@ struct Transform<4, 3> {
     y[y_step] = fma_vec(broadcast(-2.0f), m4, fma_vec(broadcast(0.5f), m3, difference));
     y[2 * y_step] = fma_vec(broadcast(4.0f), m4, fma_vec(broadcast(0.25f), m3, sum));
     y[3 * y_step] = fma_vec(broadcast(-8.0f), m4, fma_vec(broadcast(0.125f), m3, difference)) + m[5 * step];
+  }
+
+  static void output_gradient(const Vec* y, int step, Vec* u, int u_step) {
+    const Vec y0 = y[0], y1 = y[step], y2 = y[2 * step], y3 = y[3 * step];
+    const Vec even = y0 + y2, odd = y1 + y3;
+    u[0] = y0;
+    u[u_step] = even + odd;
+    u[2 * u_step] = even - odd;
+    u[3 * u_step] =
+        fma_vec(broadcast(0.5f), y1, y0) + fma_vec(broadcast(0.125f), y3, broadcast(0.25f) * y2);
+    u[4 * u_step] = fma_vec(broadcast(-2.0f), y1, y0) + fma_vec(broadcast(-8.0f), y3, broadcast(4.0f) * y2);
+    u[5 * u_step] = y3;
+  }
+
+  static void weight_gradient(const Vec* m, int step, Vec* g, int g_step) {
+    const Vec third = broadcast(1.0f / 3);
+    const Vec sum = (m[step] + m[2 * step]) * third, difference = (m[step] - m[2 * step]) * third;
+    const Vec m3 = broadcast(4.0f / 15) * m[3 * step], m4 = broadcast(1.0f / 15) * m[4 * step];
+    g[0] = (m[0] + difference) + fma_vec(broadcast(-4.0f), m3, m4);
+    g[g_step] = fma_vec(broadcast(-2.0f), m3 + m4, sum);
+    g[2 * g_step] = (m[5 * step] + difference) + fma_vec(broadcast(4.0f), m4, -m3);
   }
 };
 
@@ -159,6 +182,35 @@ struct Transform<4, 5> {
         fma_vec(broadcast(8.0f), difference2, fma_vec(broadcast(0.125f), difference3, difference1)) +
         m[7 * step];
   }
+
+  static void output_gradient(const Vec* y, int step, Vec* u, int u_step) {
+    const Vec y0 = y[0], y1 = y[step], y2 = y[2 * step], y3 = y[3 * step];
+    const Vec even1 = y0 + y2, odd1 = y1 + y3;
+    const Vec even2 = fma_vec(broadcast(4.0f), y2, y0);
+    const Vec odd2 = fma_vec(broadcast(8.0f), y3, broadcast(2.0f) * y1);
+    const Vec even3 = fma_vec(broadcast(0.25f), y2, y0);
+    const Vec odd3 = fma_vec(broadcast(0.125f), y3, broadcast(0.5f) * y1);
+    u[0] = y0;
+    u[u_step] = even1 + odd1;
+    u[2 * u_step] = even1 - odd1;
+    u[3 * u_step] = even2 + odd2;
+    u[4 * u_step] = even2 - odd2;
+    u[5 * u_step] = even3 + odd3;
+    u[6 * u_step] = even3 - odd3;
+    u[7 * u_step] = y3;
+  }
+
+  static void weight_gradient(const Vec* m, int step, Vec* g, int g_step) {
+    const Vec ninths = broadcast(-2.0f / 9), small = broadcast(1.0f / 90), large = broadcast(2.0f / 45);
+    const Vec sum1 = (m[step] + m[2 * step]) * ninths, difference1 = (m[step] - m[2 * step]) * ninths;
+    const Vec sum2 = (m[3 * step] + m[4 * step]) * small, difference2 = (m[3 * step] - m[4 * step]) * small;
+    const Vec sum3 = (m[5 * step] + m[6 * step]) * large, difference3 = (m[5 * step] - m[6 * step]) * large;
+    g[0] = fma_vec(broadcast(16.0f), sum3, sum1 + sum2) + m[0];
+    g[g_step] = fma_vec(broadcast(8.0f), difference3, fma_vec(broadcast(2.0f), difference2, difference1));
+    g[2 * g_step] = fma_vec(broadcast(4.0f), sum2 + sum3, sum1);
+    g[3 * g_step] = fma_vec(broadcast(8.0f), difference2, fma_vec(broadcast(2.0f), difference3, difference1));
+    g[4 * g_step] = fma_vec(broadcast(16.0f), sum2, sum1 + sum3) + m[7 * step];
+  }
 };
 
 template <WinogradScheme kScheme>
@@ -193,45 +245,112 @@ void transform_weights(
   }
 }
 
-// c [kRows][kVectors] = a [kRows][in], rows a_stride apart, times b [in][kVectors]; rows of b and c are 2
-// vectors apart.
-template <int kRows, int kVectors>
-inline void multiply(const float* a, int64_t a_stride, const float* b, float* c, int64_t in) {
-  Vec sum[kRows][kVectors];
+// Additions of a product that follow each other in one chain: rounding errors grow with the length of a chain,
+// so the sums of shorter ones are added.
+constexpr int64_t kChain = 64;
+
+// How the left factor of a product lies in memory: element (row, i) at row * stride + i, or at i * stride +
+// row.
+enum class Layout { kRows, kColumns };
+
+// c [kRows][kVectors] (+)= a [kRows][depth] times b [depth][kVectors]; rows of b and c are 2 vectors apart.
+template <Layout kLayout, int kRows, int kVectors>
+inline void multiply(
+    const float* a, int64_t stride, const float* b, float* c, int64_t depth, bool accumulate) {
+  for (int64_t first = 0; first < depth; first += kChain) {
+    const int64_t end = first + kChain < depth ? first + kChain : depth;
+    Vec sum[kRows][kVectors];
 #pragma GCC unroll 16
-  for (int row = 0; row < kRows; ++row)
-    for (int v = 0; v < kVectors; ++v) sum[row][v] = Vec{};
-  for (int64_t i = 0; i < in; ++i) {
-    Vec weights[kVectors];
-    for (int v = 0; v < kVectors; ++v) weights[v] = load_vec(b + (2 * i + v) * kLanes);
+    for (int row = 0; row < kRows; ++row)
+      for (int v = 0; v < kVectors; ++v) sum[row][v] = Vec{};
+    for (int64_t i = first; i < end; ++i) {
+      Vec right[kVectors];
+      for (int v = 0; v < kVectors; ++v) right[v] = load_vec(b + (2 * i + v) * kLanes);
 #pragma GCC unroll 16
-    for (int row = 0; row < kRows; ++row) {
-      const Vec x = broadcast(a[row * a_stride + i]);
-      for (int v = 0; v < kVectors; ++v) sum[row][v] = fma_vec(x, weights[v], sum[row][v]);
+      for (int row = 0; row < kRows; ++row) {
+        const Vec left = broadcast(kLayout == Layout::kRows ? a[row * stride + i] : a[i * stride + row]);
+        for (int v = 0; v < kVectors; ++v) sum[row][v] = fma_vec(left, right[v], sum[row][v]);
+      }
+    }
+    if (first == 0 && !accumulate) {
+#pragma GCC unroll 16
+      for (int row = 0; row < kRows; ++row)
+        for (int v = 0; v < kVectors; ++v) store_vec(c + (2 * row + v) * kLanes, sum[row][v]);
+    } else {
+#pragma GCC unroll 16
+      for (int row = 0; row < kRows; ++row)
+        for (int v = 0; v < kVectors; ++v) {
+          float* target = c + (2 * row + v) * kLanes;
+          store_vec(target, load_vec(target) + sum[row][v]);
+        }
     }
   }
-#pragma GCC unroll 16
-  for (int row = 0; row < kRows; ++row)
-    for (int v = 0; v < kVectors; ++v) store_vec(c + (2 * row + v) * kLanes, sum[row][v]);
 }
 
-template <int kRows, int kVectors>
-void multiply_rest(int64_t rows, const float* a, int64_t a_stride, const float* b, float* c, int64_t in) {
+template <Layout kLayout, int kRows, int kVectors>
+void multiply_rows(
+    int64_t rows, const float* a, int64_t stride, const float* b, float* c, int64_t depth, bool accumulate) {
   if constexpr (kRows > 0) {
     if (rows == kRows)
-      multiply<kRows, kVectors>(a, a_stride, b, c, in);
+      multiply<kLayout, kRows, kVectors>(a, stride, b, c, depth, accumulate);
     else
-      multiply_rest<kRows - 1, kVectors>(rows, a, a_stride, b, c, in);
+      multiply_rows<kLayout, kRows - 1, kVectors>(rows, a, stride, b, c, depth, accumulate);
   }
 }
 
-template <int kVectors>
-void multiply_all(int64_t rows, const float* a, int64_t a_stride, const float* b, float* c, int64_t in) {
-  int64_t row = 0;
-  for (; row + CONVGRU_TILE_ROWS <= rows; row += CONVGRU_TILE_ROWS)
-    multiply<CONVGRU_TILE_ROWS, kVectors>(a + row * a_stride, a_stride, b, c + row * 2 * kLanes, in);
-  multiply_rest<CONVGRU_TILE_ROWS - 1, kVectors>(
-      rows - row, a + row * a_stride, a_stride, b, c + row * 2 * kLanes, in);
+// The rows in as few passes as the registers allow, and those as even as possible.
+template <Layout kLayout, int kVectors>
+void multiply_all(
+    int64_t rows, const float* a, int64_t stride, const float* b, float* c, int64_t depth,
+    bool accumulate = false) {
+  const int64_t passes = (rows + CONVGRU_TILE_ROWS - 1) / CONVGRU_TILE_ROWS;
+  for (int64_t pass = 0; pass < passes; ++pass) {
+    const int64_t row = rows * pass / passes, end = rows * (pass + 1) / passes;
+    multiply_rows<kLayout, CONVGRU_TILE_ROWS, kVectors>(
+        end - row, a + (kLayout == Layout::kRows ? row * stride : row), stride, b, c + row * 2 * kLanes,
+        depth, accumulate);
+  }
+}
+
+// Where a tile lies: its image and the first of its outputs.
+struct TilePosition {
+  int64_t image, top, left;
+};
+
+template <WinogradScheme kScheme>
+inline TilePosition tile_position(int64_t tile, int64_t height, int64_t width) {
+  const int64_t tiles_w = kScheme.tiles_w(width), tiles_image = kScheme.tiles_h(height) * tiles_w;
+  const int64_t image = tile / tiles_image, rest = tile % tiles_image;
+  return {image, rest / tiles_w * kScheme.tile_h, rest % tiles_w * kScheme.tile_w};
+}
+
+// Transforms the inputs of one tile: channels of channels-last images (height,width), zero outside of them, to
+// target, where a position of the transformed tile is position_stride from the next.
+template <WinogradScheme kScheme>
+inline void transform_input(
+    TilePosition tile, int64_t height, int64_t width, int64_t channels, const float* x, const float* zeros,
+    float* target, int64_t position_stride) {
+  using Rows = Transform<kScheme.tile_h, kScheme.kernel_h>;
+  using Columns = Transform<kScheme.tile_w, kScheme.kernel_w>;
+  constexpr int kInputH = kScheme.input_h(), kInputW = kScheme.input_w(), kPositions = kScheme.positions();
+  const int64_t top = tile.top - kScheme.kernel_h / 2, left = tile.left - kScheme.kernel_w / 2;
+  const float* pixels[kPositions];
+  for (int a = 0; a < kInputH; ++a)
+    for (int b = 0; b < kInputW; ++b) {
+      const int64_t row = top + a, column = left + b;
+      const bool inside = row >= 0 && row < height && column >= 0 && column < width;
+      pixels[kInputW * a + b] =
+          inside ? x + ((tile.image * height + row) * width + column) * channels : zeros;
+    }
+  for (int64_t channel = 0; channel < channels; channel += kLanes) {
+    Vec d[kPositions];
+    for (int position = 0; position < kPositions; ++position)
+      d[position] = load_vec(pixels[position] + channel);
+    for (int b = 0; b < kInputW; ++b) Rows::input(d + b, kInputW);
+    for (int a = 0; a < kInputH; ++a) Columns::input(d + kInputW * a, 1);
+    for (int position = 0; position < kPositions; ++position)
+      store_vec(target + position * position_stride + channel, d[position]);
+  }
 }
 
 template <WinogradScheme kScheme>
@@ -241,13 +360,11 @@ void convolve(
   using Rows = Transform<kScheme.tile_h, kScheme.kernel_h>;
   using Columns = Transform<kScheme.tile_w, kScheme.kernel_w>;
   constexpr int kTileH = kScheme.tile_h, kTileW = kScheme.tile_w;
-  constexpr int kInputH = kScheme.input_h(), kInputW = kScheme.input_w(), kPositions = kScheme.positions();
+  constexpr int kInputW = kScheme.input_w(), kPositions = kScheme.positions();
   constexpr int64_t kBlock = 2 * kLanes;
   const int64_t in = p.in, out = p.out, tile_count = p.tiles_per_block;
-  const int64_t tiles_w = kScheme.tiles_w(p.width), tiles_image = kScheme.tiles_h(p.height) * tiles_w;
   const int64_t blocks = (out + kBlock - 1) / kBlock;
-  // One cache line more than the channels, so that the rows of a product do not fall on the same cache sets.
-  const int64_t row_stride = in + 16;
+  const int64_t row_stride = winograd_row_stride(in);
   float* input = scratch(kPositions * tile_count * (row_stride + kBlock) + in);
   float* products = input + kPositions * tile_count * row_stride;
   float* zeros = products + kPositions * tile_count * kBlock;
@@ -261,27 +378,10 @@ void convolve(
 
     if (tile_block != transformed_block) {
       transformed_block = tile_block;
-      for (int64_t tile = 0; tile < count; ++tile) {
-        const int64_t image = (first_tile + tile) / tiles_image, rest = (first_tile + tile) % tiles_image;
-        const int64_t top = rest / tiles_w * kTileH - kScheme.kernel_h / 2;
-        const int64_t left = rest % tiles_w * kTileW - kScheme.kernel_w / 2;
-        const float* pixels[kPositions];
-        for (int a = 0; a < kInputH; ++a)
-          for (int b = 0; b < kInputW; ++b) {
-            const int64_t row = top + a, column = left + b;
-            const bool inside = row >= 0 && row < p.height && column >= 0 && column < p.width;
-            pixels[kInputW * a + b] = inside ? x + ((image * p.height + row) * p.width + column) * in : zeros;
-          }
-        for (int64_t channel = 0; channel < in; channel += kLanes) {
-          Vec d[kPositions];
-          for (int position = 0; position < kPositions; ++position)
-            d[position] = load_vec(pixels[position] + channel);
-          for (int b = 0; b < kInputW; ++b) Rows::input(d + b, kInputW);
-          for (int a = 0; a < kInputH; ++a) Columns::input(d + kInputW * a, 1);
-          for (int position = 0; position < kPositions; ++position)
-            store_vec(input + (position * tile_count + tile) * row_stride + channel, d[position]);
-        }
-      }
+      for (int64_t tile = 0; tile < count; ++tile)
+        transform_input<kScheme>(
+            tile_position<kScheme>(first_tile + tile, p.height, p.width), p.height, p.width, in, x, zeros,
+            input + tile * row_stride, tile_count * row_stride);
     }
 
     const int64_t first_block = blocks * split / p.channel_splits,
@@ -292,17 +392,16 @@ void convolve(
         const float* b = transformed + (position * blocks + block) * in * kBlock;
         float* c = products + position * tile_count * kBlock;
         if (block * kBlock + kLanes < out)
-          multiply_all<2>(count, a, row_stride, b, c, in);
+          multiply_all<Layout::kRows, 2>(count, a, row_stride, b, c, in);
         else
-          multiply_all<1>(count, a, row_stride, b, c, in);
+          multiply_all<Layout::kRows, 1>(count, a, row_stride, b, c, in);
       }
       for (int64_t half = 0; half < 2; ++half) {
         const int64_t channel = block * kBlock + half * kLanes;
         if (channel >= out) break;
         const Vec b = bias == nullptr ? Vec{} : load_vec(bias + channel);
         for (int64_t tile = 0; tile < count; ++tile) {
-          const int64_t image = (first_tile + tile) / tiles_image, rest = (first_tile + tile) % tiles_image;
-          const int64_t top = rest / tiles_w * kTileH, left = rest % tiles_w * kTileW;
+          const auto [image, top, left] = tile_position<kScheme>(first_tile + tile, p.height, p.width);
           Vec m[kPositions], partial[kTileH * kInputW], result[kTileH * kTileW];
           for (int position = 0; position < kPositions; ++position)
             m[position] = load_vec(products + (position * tile_count + tile) * kBlock + half * kLanes);
@@ -323,8 +422,100 @@ void convolve(
 }
 
 template <WinogradScheme kScheme>
+void transform_for_gradient(
+    int64_t begin, int64_t end, const WinogradWeightGradient& p, int64_t first_tile, const float* x,
+    const float* grad, float* x_transformed, float* grad_transformed) {
+  using Rows = Transform<kScheme.tile_h, kScheme.kernel_h>;
+  using Columns = Transform<kScheme.tile_w, kScheme.kernel_w>;
+  constexpr int kTileH = kScheme.tile_h, kTileW = kScheme.tile_w;
+  constexpr int kInputH = kScheme.input_h(), kInputW = kScheme.input_w(), kPositions = kScheme.positions();
+  constexpr int64_t kBlock = 2 * kLanes;
+  const int64_t row_stride = winograd_row_stride(p.in), blocks = (p.out + kBlock - 1) / kBlock;
+  const int64_t channels = p.in > p.out ? p.in : p.out;
+  float* zeros = scratch(channels);
+  for (int64_t i = 0; i < channels; ++i) zeros[i] = 0.0f;
+  for (int64_t tile = begin; tile < end; ++tile) {
+    const TilePosition position_in_image = tile_position<kScheme>(first_tile + tile, p.height, p.width);
+    transform_input<kScheme>(
+        position_in_image, p.height, p.width, p.in, x, zeros, x_transformed + tile * row_stride,
+        p.tiles_per_chunk * row_stride);
+    const auto [image, top, left] = position_in_image;
+    const float* pixels[kTileH * kTileW];
+    for (int a = 0; a < kTileH; ++a)
+      for (int b = 0; b < kTileW; ++b)
+        pixels[kTileW * a + b] =
+            top + a < p.height && left + b < p.width
+                ? grad + ((image * p.height + top + a) * p.width + left + b) * p.grad_pixel_stride
+                : zeros;
+    for (int64_t channel = 0; channel < p.out; channel += kLanes) {
+      Vec y[kTileH * kTileW], partial[kInputH * kTileW], u[kPositions];
+      for (int pixel = 0; pixel < kTileH * kTileW; ++pixel) y[pixel] = load_vec(pixels[pixel] + channel);
+      for (int b = 0; b < kTileW; ++b) Rows::output_gradient(y + b, kTileW, partial + b, kTileW);
+      for (int a = 0; a < kInputH; ++a) Columns::output_gradient(partial + kTileW * a, 1, u + kInputW * a, 1);
+      const int64_t block = channel / kBlock;
+      for (int position = 0; position < kPositions; ++position)
+        store_vec(
+            grad_transformed + ((position * blocks + block) * p.tiles_per_chunk + tile) * kBlock +
+                channel % kBlock,
+            u[position]);
+    }
+  }
+}
+
+template <WinogradScheme kScheme>
+void multiply_for_gradient(
+    int64_t begin, int64_t end, const WinogradWeightGradient& p, int64_t count, bool accumulate,
+    const float* x_transformed, const float* grad_transformed, float* sums) {
+  constexpr int64_t kBlock = 2 * kLanes;
+  const int64_t row_stride = winograd_row_stride(p.in), blocks = (p.out + kBlock - 1) / kBlock;
+  for (int64_t item = begin; item < end; ++item) {
+    const int64_t position = item / blocks, block = item % blocks;
+    const float* a = x_transformed + position * p.tiles_per_chunk * row_stride;
+    const float* b = grad_transformed + item * p.tiles_per_chunk * kBlock;
+    float* c = sums + item * p.in * kBlock;
+    if (block * kBlock + kLanes < p.out)
+      multiply_all<Layout::kColumns, 2>(p.in, a, row_stride, b, c, count, accumulate);
+    else
+      multiply_all<Layout::kColumns, 1>(p.in, a, row_stride, b, c, count, accumulate);
+  }
+}
+
+template <WinogradScheme kScheme>
+void finish_gradient(
+    int64_t begin, int64_t end, const WinogradWeightGradient& p, const float* sums, float* weights) {
+  using Rows = Transform<kScheme.tile_h, kScheme.kernel_h>;
+  using Columns = Transform<kScheme.tile_w, kScheme.kernel_w>;
+  constexpr int kKernelH = kScheme.kernel_h, kKernelW = kScheme.kernel_w, kTaps = kKernelH * kKernelW;
+  constexpr int kInputW = kScheme.input_w(), kPositions = kScheme.positions();
+  constexpr int64_t kBlock = 2 * kLanes;
+  const int64_t blocks = (p.out + kBlock - 1) / kBlock;
+  for (int64_t item = begin; item < end; ++item) {
+    const int64_t block = item / 2, first = item * kLanes;  // of the output channels
+    if (first >= p.out) break;
+    for (int64_t i = 0; i < p.in; ++i) {
+      Vec m[kPositions], partial[kKernelH * kInputW], g[kTaps];
+      for (int position = 0; position < kPositions; ++position)
+        m[position] = load_vec(sums + ((position * blocks + block) * p.in + i) * kBlock + item % 2 * kLanes);
+      for (int b = 0; b < kInputW; ++b) Rows::weight_gradient(m + b, kInputW, partial + b, kInputW);
+      for (int a = 0; a < kKernelH; ++a)
+        Columns::weight_gradient(partial + kInputW * a, 1, g + kKernelW * a, 1);
+      for (int lane = 0; lane < kLanes; ++lane)
+        for (int tap = 0; tap < kTaps; ++tap)
+          weights[((first + lane) * p.in + i) * kTaps + tap] = g[tap][lane];
+    }
+  }
+}
+
+template <WinogradScheme kScheme>
 constexpr WinogradKernels kernels_of() {
-  return {kScheme, 2 * kLanes, transform_weights<kScheme>, convolve<kScheme>};
+  return {
+      kScheme,
+      2 * kLanes,
+      transform_weights<kScheme>,
+      convolve<kScheme>,
+      transform_for_gradient<kScheme>,
+      multiply_for_gradient<kScheme>,
+      finish_gradient<kScheme>};
 }
 
 }  // namespace

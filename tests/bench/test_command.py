@@ -155,10 +155,12 @@ def test_lengths_use_a_row_that_was_just_measured(
     monkeypatch.setattr(
         suite, "measure_workload", lambda w, *args: iter([[]] if measured.append(w.name) else [[], []])
     )
+    monkeypatch.setattr(suite.machine, "ceilings", lambda *args: {"gflops": 150.0, "gbytes_per_s": 5.0})
     done: list[int] = []
     execute(made, document, lambda line: None, lambda: done.append(1))
     assert measured == ["long_small[T=64]"] and len(done) == count_steps(made) == 4
     names = [(record.workload, record.mode, record.contender) for record in document.lengths]
+    assert document.ceilings == {"gflops": 150.0, "gbytes_per_s": 10.0}  # the better of before and after
     assert names == [("long_small[T=128]", m, c) for m in ("forward", "train") for c in ("fused", "eager")]
 
 

@@ -89,7 +89,7 @@ def test_report(document: Document) -> None:
     assert "10.0 ms ±10%" in text and "3.00x" in text and "2.00x" in text and "tuned" in text
     assert "fused forward, 1 row: 3.00x eager, 2.00x the best peer (least 2.00x, sequence)" in text
     assert "T=16" in text and "T=64" in text and "off the line by" in text
-    assert "a processor, 2 threads on 2 cores, AVX2; measured ceilings 100 GFLOP/s, 10 GB/s" in text
+    assert "a processor, 2 of 2 cores, AVX2; measured ceilings 100 GFLOP/s, 10 GB/s" in text
     assert "torch 2.13, convgru_fused 0.1; float32, variant gru-rcn, device cpu" in text
     assert "\x1b" not in text  # plain text where there is no terminal
 
