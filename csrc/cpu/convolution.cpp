@@ -67,22 +67,17 @@ bool is_dense(const Tensor& weight) {
                                     weight.stride(0) == kernel_h * kernel_w * in);
 }
 
-// The convolution of x (B,I,H,W) by weight (O,I,kh,kw) or, with gradient, the transposed convolution of x
-// (B,O,H,W).
+// The convolution of x (B,I,H,W) by transformed weights, to `out` channels.
 Tensor winograd(
-    const WinogradKernels& kernels, const Tensor& x, const Tensor& weight, bool gradient,
+    const WinogradKernels& kernels, const Tensor& x, const std::vector<float>& transformed, int64_t out,
     const std::optional<Tensor>& bias) {
-  const int64_t strides[4] = {weight.stride(0), weight.stride(1), weight.stride(2), weight.stride(3)};
-  const auto transformed = winograd_weights(
-      kernels, static_cast<const float*>(weight.data_ptr()), weight.size(0), weight.size(1), strides,
-      gradient);
   WinogradConvolution p{};
   p.scheme = kernels.scheme;
   p.batch = x.size(0);
   p.height = x.size(2);
   p.width = x.size(3);
-  p.in = weight.size(gradient ? 0 : 1);
-  p.out = weight.size(gradient ? 1 : 0);
+  p.in = x.size(1);
+  p.out = out;
   const int64_t threads = stable::get_num_threads();
   const int64_t most = (p.in <= 128 ? kManyTiles : kFewTiles) * (p.scheme.one_dimensional() ? 2 : 1);
   // As many blocks for every thread, and then as large as the cache allows.
@@ -97,7 +92,7 @@ Tensor winograd(
   const Tensor y = stable::new_empty(x, {p.batch, p.height, p.width, p.out});
   stable::parallel_for(0, p.work_items(), 1, [&](int64_t begin, int64_t end) {
     kernels.convolve(
-        begin, end, p, static_cast<const float*>(x.data_ptr()), transformed->data(),
+        begin, end, p, static_cast<const float*>(x.data_ptr()), transformed.data(),
         bias.has_value() ? static_cast<const float*>(bias->data_ptr()) : nullptr,
         static_cast<float*>(y.data_ptr()));
   });
@@ -218,6 +213,16 @@ const Tensor& Convolution::library_weight() const {
   return *library_weight_;
 }
 
+const std::vector<float>& Convolution::winograd_weight(bool transposed) const {
+  auto& weight = winograd_weight_[transposed];
+  if (weight == nullptr) {
+    const int64_t strides[4] = {weight_.stride(0), weight_.stride(1), weight_.stride(2), weight_.stride(3)};
+    weight = winograd_weights(
+        *winograd_, static_cast<const float*>(weight_.data_ptr()), out_, in_, strides, transposed);
+  }
+  return *weight;
+}
+
 Tensor Convolution::forward(const Tensor& x, const std::optional<Tensor>& bias) const {
   const int64_t batch = x.size(0), height = x.size(2), width = x.size(3);
   switch (choose(batch, height, width)) {
@@ -234,7 +239,7 @@ Tensor Convolution::forward(const Tensor& x, const std::optional<Tensor>& bias) 
       return channels_first_view(y);
     }
     case Algorithm::kWinograd:
-      return winograd(*winograd_, x, weight_, false, bias);
+      return winograd(*winograd_, x, winograd_weight(false), out_, bias);
     default: {
       AtenTensorHandle bias_handle = bias.has_value() ? bias->get() : nullptr;
       AtenTensorHandle result = nullptr;
@@ -258,7 +263,7 @@ Tensor Convolution::grad_input(const Tensor& x, const Tensor& grad) const {
       return channels_first_view(y);
     }
     case Algorithm::kWinograd:
-      return winograd(*winograd_, grad, weight_, true, std::nullopt);
+      return winograd(*winograd_, grad, winograd_weight(true), in_, std::nullopt);
     default: {
       const auto gradients = library_backward(x, grad, library_weight(), true, false);
       return stable::contiguous(gradients.first, MemoryFormat::ChannelsLast);

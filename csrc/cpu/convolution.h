@@ -34,11 +34,13 @@ class Convolution {
   enum class Algorithm { kMatrixProduct, kWinograd, kLibrary };
   Algorithm choose(int64_t batch, int64_t height, int64_t width) const;
   const Tensor& library_weight() const;
+  const std::vector<float>& winograd_weight(bool transposed) const;
 
   Tensor weight_;
   int64_t out_, in_, kernel_h_, kernel_w_;
   const WinogradKernels* winograd_;  // nullptr if the algorithm is not allowed or does not apply
   mutable std::optional<Tensor> library_weight_;
+  mutable std::shared_ptr<const std::vector<float>> winograd_weight_[2];  // as it is, and transposed
 };
 
 // A view of channels-last memory as (batch,channels,H,W); pixel_stride elements from one pixel to the next.

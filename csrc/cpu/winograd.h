@@ -38,9 +38,9 @@ struct WinogradConvolution {
   int64_t work_items() const { return tile_blocks() * channel_splits; }
 };
 
-// The gradient of the weights of such a convolution: sums over all tiles, chunk after chunk. Both factors of a
-// chunk are transformed, multiplied position by position and added to the sums; these are transformed at the
-// end.
+// The gradient of the weights of such a convolution: sums over all tiles, chunk after chunk. Both factors of
+// a chunk are transformed, multiplied position by position and added to the sums; these are transformed at
+// the end.
 struct WinogradWeightGradient {
   WinogradScheme scheme;
   int64_t batch, height, width;
@@ -51,8 +51,8 @@ struct WinogradWeightGradient {
   int64_t tiles() const { return batch * scheme.tiles_h(height) * scheme.tiles_w(width); }
 };
 
-// Elements from one transformed tile of `channels` to the next: one cache line more than the channels, so that
-// the rows of a product do not fall on the same cache sets.
+// Elements from one transformed tile of `channels` to the next: one cache line more than the channels, so
+// that the rows of a product do not fall on the same cache sets.
 constexpr int64_t winograd_row_stride(int64_t channels) {
   return channels + 16;
 }

@@ -62,7 +62,8 @@ inline float* scratch(int64_t count) {
 }
 
 // The 1-D transforms of F(kTile, kKernel), for vectors that are `step` apart: B^T of the input, G of the
-// weight, A^T of the output, A of the output's gradient, G^T of the weight's. docs/cpu.md derives the matrices.
+// weight, A^T of the output, A of the output's gradient, G^T of the weight's. docs/cpu.md derives the
+// matrices.
 template <int kTile, int kKernel>
 struct Transform;
 
@@ -116,8 +117,7 @@ struct Transform<4, 3> {
     u[0] = y0;
     u[u_step] = even + odd;
     u[2 * u_step] = even - odd;
-    u[3 * u_step] =
-        fma_vec(broadcast(0.5f), y1, y0) + fma_vec(broadcast(0.125f), y3, broadcast(0.25f) * y2);
+    u[3 * u_step] = fma_vec(broadcast(0.5f), y1, y0) + fma_vec(broadcast(0.125f), y3, broadcast(0.25f) * y2);
     u[4 * u_step] = fma_vec(broadcast(-2.0f), y1, y0) + fma_vec(broadcast(-8.0f), y3, broadcast(4.0f) * y2);
     u[5 * u_step] = y3;
   }
@@ -245,8 +245,8 @@ void transform_weights(
   }
 }
 
-// Additions of a product that follow each other in one chain: rounding errors grow with the length of a chain,
-// so the sums of shorter ones are added.
+// Additions of a product that follow each other in one chain: rounding errors grow with the length of a
+// chain, so the sums of shorter ones are added.
 constexpr int64_t kChain = 64;
 
 // How the left factor of a product lies in memory: element (row, i) at row * stride + i, or at i * stride +
@@ -257,34 +257,25 @@ enum class Layout { kRows, kColumns };
 template <Layout kLayout, int kRows, int kVectors>
 inline void multiply(
     const float* a, int64_t stride, const float* b, float* c, int64_t depth, bool accumulate) {
-  for (int64_t first = 0; first < depth; first += kChain) {
-    const int64_t end = first + kChain < depth ? first + kChain : depth;
-    Vec sum[kRows][kVectors];
+  Vec sum[kRows][kVectors];
 #pragma GCC unroll 16
-    for (int row = 0; row < kRows; ++row)
-      for (int v = 0; v < kVectors; ++v) sum[row][v] = Vec{};
-    for (int64_t i = first; i < end; ++i) {
-      Vec right[kVectors];
-      for (int v = 0; v < kVectors; ++v) right[v] = load_vec(b + (2 * i + v) * kLanes);
+  for (int row = 0; row < kRows; ++row)
+    for (int v = 0; v < kVectors; ++v) sum[row][v] = Vec{};
+  for (int64_t i = 0; i < depth; ++i) {
+    Vec right[kVectors];
+    for (int v = 0; v < kVectors; ++v) right[v] = load_vec(b + (2 * i + v) * kLanes);
 #pragma GCC unroll 16
-      for (int row = 0; row < kRows; ++row) {
-        const Vec left = broadcast(kLayout == Layout::kRows ? a[row * stride + i] : a[i * stride + row]);
-        for (int v = 0; v < kVectors; ++v) sum[row][v] = fma_vec(left, right[v], sum[row][v]);
-      }
-    }
-    if (first == 0 && !accumulate) {
-#pragma GCC unroll 16
-      for (int row = 0; row < kRows; ++row)
-        for (int v = 0; v < kVectors; ++v) store_vec(c + (2 * row + v) * kLanes, sum[row][v]);
-    } else {
-#pragma GCC unroll 16
-      for (int row = 0; row < kRows; ++row)
-        for (int v = 0; v < kVectors; ++v) {
-          float* target = c + (2 * row + v) * kLanes;
-          store_vec(target, load_vec(target) + sum[row][v]);
-        }
+    for (int row = 0; row < kRows; ++row) {
+      const Vec left = broadcast(kLayout == Layout::kRows ? a[row * stride + i] : a[i * stride + row]);
+      for (int v = 0; v < kVectors; ++v) sum[row][v] = fma_vec(left, right[v], sum[row][v]);
     }
   }
+#pragma GCC unroll 16
+  for (int row = 0; row < kRows; ++row)
+    for (int v = 0; v < kVectors; ++v) {
+      float* target = c + (2 * row + v) * kLanes;
+      store_vec(target, accumulate ? load_vec(target) + sum[row][v] : sum[row][v]);
+    }
 }
 
 template <Layout kLayout, int kRows, int kVectors>
@@ -298,17 +289,22 @@ void multiply_rows(
   }
 }
 
-// The rows in as few passes as the registers allow, and those as even as possible.
+// A product of any size. For each chain, whose part of b fits the first-level cache, the rows in as few
+// passes as the registers allow, and those as even as possible.
 template <Layout kLayout, int kVectors>
 void multiply_all(
     int64_t rows, const float* a, int64_t stride, const float* b, float* c, int64_t depth,
     bool accumulate = false) {
   const int64_t passes = (rows + CONVGRU_TILE_ROWS - 1) / CONVGRU_TILE_ROWS;
-  for (int64_t pass = 0; pass < passes; ++pass) {
-    const int64_t row = rows * pass / passes, end = rows * (pass + 1) / passes;
-    multiply_rows<kLayout, CONVGRU_TILE_ROWS, kVectors>(
-        end - row, a + (kLayout == Layout::kRows ? row * stride : row), stride, b, c + row * 2 * kLanes,
-        depth, accumulate);
+  for (int64_t first = 0; first < depth; first += kChain) {
+    const int64_t length = first + kChain < depth ? kChain : depth - first;
+    for (int64_t pass = 0; pass < passes; ++pass) {
+      const int64_t row = rows * pass / passes, end = rows * (pass + 1) / passes;
+      const int64_t offset = kLayout == Layout::kRows ? row * stride + first : first * stride + row;
+      multiply_rows<kLayout, CONVGRU_TILE_ROWS, kVectors>(
+          end - row, a + offset, stride, b + first * 2 * kLanes, c + row * 2 * kLanes, length,
+          accumulate || first > 0);
+    }
   }
 }
 
@@ -324,8 +320,8 @@ inline TilePosition tile_position(int64_t tile, int64_t height, int64_t width) {
   return {image, rest / tiles_w * kScheme.tile_h, rest % tiles_w * kScheme.tile_w};
 }
 
-// Transforms the inputs of one tile: channels of channels-last images (height,width), zero outside of them, to
-// target, where a position of the transformed tile is position_stride from the next.
+// Transforms the inputs of one tile: channels of channels-last images (height,width), zero outside of them,
+// to target, where a position of the transformed tile is position_stride from the next.
 template <WinogradScheme kScheme>
 inline void transform_input(
     TilePosition tile, int64_t height, int64_t width, int64_t channels, const float* x, const float* zeros,
