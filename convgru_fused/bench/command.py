@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--rows", type=_names, metavar="A,B", help="these workloads instead of the suite's")
     what.add_argument("--mode", choices=("forward", "train", "both"), default="both", help="(default: both)")
     what.add_argument("--video", default="default", metavar="PATH", help='a video of yours, or "none"')
-    what.add_argument("--clips", type=int, default=3, metavar="N", help="clips to take from it (default: 3)")
+    what.add_argument("--clips", type=int, default=2, metavar="N", help="clips to take from it (default: 2)")
     what.add_argument("--vgg-weights", type=Path, metavar="FILE", help="state dict of torchvision's vgg16")
     how = parser.add_argument_group("how to run it")
     how.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")

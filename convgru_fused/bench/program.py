@@ -173,21 +173,25 @@ class Program:
 
     def kept_bytes(self) -> int | None:
         """Bytes that autograd keeps alive between forward and backward: the storages of the tensors it saved,
-        each counted once, parameters left out. None for inference, or if they cannot be seen from outside."""
+        each counted once, without the caller's own: x, the initial state, parameters. None for inference, or
+        if they cannot be seen from outside."""
         if self.job.mode != "train" or not self.traceable:
             return None
-        parameters = {parameter.untyped_storage().data_ptr() for parameter in self._parameters}
+        leaves = self.leaves[0]
+        callers = {
+            tensor.untyped_storage().data_ptr() for tensor in (*self._parameters, *leaves.x, leaves.hx)
+        }
         # Holding the storages keeps their addresses from being reused.
         kept: dict[int, torch.UntypedStorage] = {}
 
         def pack(tensor: Tensor) -> Tensor:
             storage = tensor.untyped_storage()
-            if storage.data_ptr() not in parameters:
+            if storage.data_ptr() not in callers:
                 kept[storage.data_ptr()] = storage
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            states = self._run(self.leaves[0])
+            states = self._run(leaves)
         del states
         return sum(storage.nbytes() for storage in kept.values())
 

@@ -50,7 +50,7 @@ class Protocol:
         return len(times) >= self.repetitions or (len(times) >= self.minimum and sum(times) >= self.seconds)
 
 
-QUICK = Protocol(repetitions=6, seconds=0.8, minimum=3, rounds=2)
+QUICK = Protocol(repetitions=6, seconds=0.6, minimum=3, rounds=2)
 FULL = Protocol(repetitions=10, seconds=2.0, minimum=5, rounds=3)
 
 

@@ -162,7 +162,7 @@ _ROWS = (
 WORKLOADS: dict[str, Workload] = {row[0]: Workload(*row) for row in _ROWS}
 """Every workload by name."""
 
-QUICK = ("gru_rcn_pool2", "gru_rcn_fc7", "matting_coarse", "long_small", "tiny")
+QUICK = ("gru_rcn_fc7", "matting_coarse", "long_small", "tiny")
 """A row of each kind that a small CPU finishes in a minute: large map, 1x1, loop, long, tiny."""
 
 LENGTHS_WORKLOAD = "long_small"
