@@ -23,8 +23,15 @@ inline Vec load_vec(const float* p) {
 inline void store_vec(float* p, Vec v) {
   *reinterpret_cast<UnalignedVec*>(p) = v;
 }
+// (Of generic code: 0 + x would be an addition, for it turns -0 into 0; x - 0 is x.)
 inline Vec broadcast(float x) {
-  return Vec{} + x;
+#if CONVGRU_VECTOR_BYTES == 64
+  return _mm512_set1_ps(x);
+#elif CONVGRU_VECTOR_BYTES == 32
+  return _mm256_set1_ps(x);
+#else
+  return x - Vec{};
+#endif
 }
 inline Vec fma_vec(Vec a, Vec b, Vec c) {
 #if CONVGRU_VECTOR_BYTES == 64
