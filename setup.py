@@ -17,6 +17,7 @@ COMPILE_FLAGS = [
     "-std=c++20",
     "-O3",
     "-ffp-contract=off",
+    "-fno-trapping-math",  # nobody reads the exception flags, and selections vectorise only without them
     "-fopenmp-simd",
     "-fvisibility=hidden",
     "-Wall",

@@ -16,9 +16,10 @@ namespace {
 
 // a*b + c, rounded once where the target has the instruction. The build forbids the compiler to contract by
 // itself, so that the vector body and the scalar tail of a loop round alike and results do not depend on how
-// work is split.
+// work is split. CONVGRU_FMA comes from the files of the instruction sets: before GCC 13 __FMA__ does not
+// follow a target pragma.
 CONVGRU_HOST_DEVICE float fma(float a, float b, float c) {
-#if defined(__FMA__) || defined(__ARM_FEATURE_FMA) || defined(__CUDA_ARCH__)
+#if defined(CONVGRU_FMA) || defined(__ARM_FEATURE_FMA) || defined(__CUDA_ARCH__)
   return __builtin_fmaf(a, b, c);
 #else
   return a * b + c;

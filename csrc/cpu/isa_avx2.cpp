@@ -13,6 +13,7 @@
 
 #pragma GCC target("avx2,fma,f16c")
 #define CONVGRU_ISA avx2
+#define CONVGRU_FMA
 #define CONVGRU_VECTOR_BYTES 32
 #define CONVGRU_TILE_ROWS 6
 #include "gates_kernels.inl"

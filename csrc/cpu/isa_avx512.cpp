@@ -13,6 +13,7 @@
 
 #pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")
 #define CONVGRU_ISA avx512
+#define CONVGRU_FMA
 #define CONVGRU_VECTOR_BYTES 64
 #define CONVGRU_TILE_ROWS 14
 #include "gates_kernels.inl"
