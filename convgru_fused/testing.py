@@ -118,7 +118,8 @@ def _positive(x: float) -> float:
 
 
 # The numbers below are what `python -m convgru_fused.testing` prints: the largest error over all samples and
-# backends (torch 2.13.0, x86-64 with AVX-512). The margin is 4 where other machines sum in another order, and
+# backends on either of two machines (torch 2.13.0, x86-64; one with AVX-512, where PyTorch has native
+# bfloat16, one with AVX2 alone). The margin is 4 where other machines sum in another order, and
 # 2 where errors come from rounding what is stored, which is the same everywhere. A systematic error may be a
 # tenth of the whole one: all that were measured are below that.
 
@@ -133,9 +134,9 @@ TOLERANCES: dict[tuple[torch.dtype, str], Errors] = {
     (torch.float64, "output"): _bound(2.5e-15, 7.2e-16, 2.7e-31, margin=4),
     (torch.float64, "gradients"): _bound(3.7e-15, 3.2e-15, 2.0e-30, margin=4),
     (torch.float32, "output"): _bound(3.2e-06, 8.2e-07, 3.3e-13, margin=4),
-    (torch.float32, "gradients"): _bound(2.5e-06, 1.8e-06, 1.5e-12, margin=4),
+    (torch.float32, "gradients"): _bound(2.7e-06, 3.6e-06, 1.5e-12, margin=4),
     (torch.bfloat16, "output"): _bound(1.2e-02, 5.2e-03, 1.4e-05, margin=2),
-    (torch.bfloat16, "gradients"): _bound(3.2e-02, 1.8e-02, 1.5e-04, margin=2),
+    (torch.bfloat16, "gradients"): _bound(4.3e-02, 5.6e-02, 1.5e-04, margin=2),
     (torch.float16, "output"): _bound(1.4e-03, 6.3e-04, 1.9e-07, margin=2),
     (torch.float16, "gradients"): _bound(3.7e-03, 3.7e-03, 3.4e-06, margin=2),
 }

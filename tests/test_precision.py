@@ -14,6 +14,10 @@ LONG = dict(T=50, N=1, C=32, K=64, H=20, W=20, hx=True, layout="channels_last")
 CASES = [
     Sample(f"long-{variant}-{kh}x{kw}", **LONG, kernel=(kh, kw), variant=variant)
     for variant, kh, kw in (("gru-rcn", 3, 3), ("cudnn", 3, 3), ("gru-rcn", 1, 5), ("gru-rcn", 5, 1))
+] + [
+    # Many channels: long chains of additions.
+    Sample(f"wide-{kh}x{kw}", **{**LONG, "C": 256}, kernel=(kh, kw))
+    for kh, kw in ((3, 3), (1, 5))
 ]
 PROMISES = {
     "fast": (16, 8),

@@ -68,15 +68,16 @@ def ceilings(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
 
 
 @torch.inference_mode()
-def _fastest(call: Callable[[], object], device: torch.device, calls: int = 7) -> float:
-    times = []
-    for _ in range(calls + 1):
+def _fastest(call: Callable[[], object], device: torch.device, calls: int = 8, seconds: float = 1.0) -> float:
+    """The shortest of so many calls, or of those that begin within so many seconds."""
+    times: list[float] = []
+    while len(times) < calls and sum(times) < seconds:
         synchronize(device)
         start = perf_counter()
         call()
         synchronize(device)
         times.append(perf_counter() - start)
-    return min(times[1:])
+    return min(times)
 
 
 def _cpu_model() -> str:

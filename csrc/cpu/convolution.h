@@ -27,8 +27,9 @@ class Convolution {
   // do not matter
   Tensor grad_input(const Tensor& x, const Tensor& grad) const;
 
-  // x (B,I,H,W), grad (B,O,H,W), whose pixels may be wider apart than O -> (O,I,kh,kw)
-  Tensor grad_weight(const Tensor& x, const Tensor& grad) const;
+  // x (B,I,H,W), grad (B,O,H,W), whose pixels may be wider apart than O -> (O,I,kh,kw). B is a multiple of
+  // images_per_step.
+  Tensor grad_weight(const Tensor& x, const Tensor& grad, int64_t images_per_step) const;
 
  private:
   enum class Algorithm { kMatrixProduct, kWinograd, kLibrary };

@@ -481,7 +481,7 @@ Gradients backward(
     const Tensor x_memory = to_channels_last<T>(*input);
     const Tensor x = images_of<T>(x_memory, 0, p.images(), p);
     const Tensor d_images = images_of<T>(d, 0, p.images(), p);
-    if (wanted[kWeightIh]) gradients[kWeightIh] = convolution.grad_weight(x, d_images);
+    if (wanted[kWeightIh]) gradients[kWeightIh] = convolution.grad_weight(x, d_images, p.N);
     if (wanted[kInput]) {
       const Tensor grad = convolution.grad_input(x, d_images);
       const Tensor memory = stable::view(
@@ -492,15 +492,16 @@ Gradients backward(
   if (wanted[kWeightHh]) {
     const Tensor h_all = images_of<T>(previous, 0, p.images(), p);
     if (p.cudnn) {
-      gradients[kWeightHh] = hidden.parts[0].grad_weight(h_all, images_of<T>(d_hidden, 0, p.images(), p));
+      gradients[kWeightHh] =
+          hidden.parts[0].grad_weight(h_all, images_of<T>(d_hidden, 0, p.images(), p), p.N);
     } else {
       gradients[kWeightHh] = stable::new_empty(weight_hh, sizes(weight_hh));
       Tensor grad_rz = stable::narrow(gradients[kWeightHh], 0, 0, 2 * p.K);
       Tensor grad_n = stable::narrow(gradients[kWeightHh], 0, 2 * p.K, p.K);
-      stable::copy_(grad_rz, hidden.parts[0].grad_weight(h_all, channels_of<T>(d, 0, 2 * p.K, p)));
+      stable::copy_(grad_rz, hidden.parts[0].grad_weight(h_all, channels_of<T>(d, 0, 2 * p.K, p), p.N));
       stable::copy_(
           grad_n, hidden.parts[1].grad_weight(
-                      images_of<T>(rh, 0, p.images(), p), channels_of<T>(d, 2 * p.K, p.K, p)));
+                      images_of<T>(rh, 0, p.images(), p), channels_of<T>(d, 2 * p.K, p.K, p), p.N));
     }
   }
   if (wanted[kBiasIh]) gradients[kBiasIh] = sum_rows(d, p);
