@@ -7,9 +7,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-if (
-    TYPE_CHECKING
-):  # run() imports what it needs, so that --help is quick and works without the packages for plots
+# run() imports what it needs, so that --help is quick and works without the packages for plots.
+if TYPE_CHECKING:
     from .plan import Plan
     from .results import Document
 

@@ -46,9 +46,8 @@ def execute(plan: Plan, document: Document, say: Say, advance: Callable[[], None
         for steps in plan.lengths:
             _measure_length(plan, document, at_length(steps), done, say)
         say("ceilings of the machine")
-        again = machine.ceilings(
-            plan.settings.device, plan.settings.dtype
-        )  # nothing else may have run this time
+        # Another program may have run while they were measured at the start.
+        again = machine.ceilings(plan.settings.device, plan.settings.dtype)
         document.ceilings = {name: max(value, again[name]) for name, value in document.ceilings.items()}
     document.finished = True
     document.save(plan.json)

@@ -163,7 +163,8 @@ WORKLOADS: dict[str, Workload] = {row[0]: Workload(*row) for row in _ROWS}
 """Every workload by name."""
 
 QUICK = ("gru_rcn_fc7", "matting_coarse", "long_small", "tiny")
-"""A row of each kind that a small CPU finishes in a minute: large map, 1x1, loop, long, tiny."""
+"""A row of each kind that a small CPU finishes in a minute: 1x1, loop, long, tiny; large maps come from the
+video."""
 
 LENGTHS_WORKLOAD = "long_small"
 LENGTHS = {"quick": (16, 32, 64, 128), "full": (16, 32, 64, 128, 256, 512)}
