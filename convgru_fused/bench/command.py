@@ -39,6 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     out = parser.add_argument_group("results")
     out.add_argument("--json", type=Path, metavar="FILE", help="(default: bench-results/bench.json)")
     out.add_argument("--plots", type=Path, metavar="DIR", help="(default: bench-results)")
+    out.add_argument(
+        "--show", type=Path, metavar="FILE", help="print a result instead; with --plots, draw it"
+    )
     out.add_argument("--compare", nargs=2, type=Path, metavar=("A", "B"), help="compare two results instead")
 
 
@@ -53,6 +56,8 @@ def run(args: argparse.Namespace) -> int:
     try:
         if args.compare:
             return _compare(*args.compare)
+        if args.show:
+            return _show(args.show, args.plots)
         from .plan import make_plan
 
         plan = make_plan(args)
@@ -74,6 +79,17 @@ def _compare(a: Path, b: Path) -> int:
     from . import compare_report, results, tables
 
     compare_report.show(results.load(a), results.load(b), (str(a), str(b)), tables.console())
+    return EXIT_OK
+
+
+def _show(path: Path, folder: Path | None) -> int:
+    from . import plots, report, results, tables
+
+    document = results.load(path)
+    out = tables.console()
+    report.show(document, out)
+    if folder is not None:
+        out.print(f"plots: {', '.join(map(str, plots.draw_all(document, folder)))}", soft_wrap=True)
     return EXIT_OK
 
 

@@ -60,6 +60,15 @@ def test_comparison(document: Document, tmp_path: Path, capsys: pytest.CaptureFi
     assert "0 faster, 0 slower, 6 same" in capsys.readouterr().out
 
 
+def test_show(document: Document, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    document.save(tmp_path / "a.json")
+    assert bench("--show", "a.json") == 0
+    shown = capsys.readouterr().out
+    assert "fused forward, 1 row" in shown and "plots:" not in shown
+    assert bench("--show", "a.json", "--plots", "drawn") == 0
+    assert (tmp_path / "drawn" / "speedup.png").exists() and "plots: drawn" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -76,6 +85,7 @@ def test_comparison(document: Document, tmp_path: Path, capsys: pytest.CaptureFi
         (["--video", "none.mp4"], "none.mp4: expected a video that FFmpeg can decode"),
         (["--video", "default", "--clips", "0"], "clips: expected at least 1, got 0"),
         (["--compare", "none.json", "none.json"], "none.json: expected a benchmark result"),
+        (["--show", "none.json"], "none.json: expected a benchmark result"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
