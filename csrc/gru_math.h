@@ -1,5 +1,7 @@
 // The element maths of the GRU gates, forward and derivative side by side, for every native kernel, host and
 // device. Everything has internal linkage: the CPU kernels compile this file once for each instruction set.
+//
+// F is a float or a vector of them; what differs between the two is in Lanes<F>.
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -14,89 +16,118 @@
 namespace convgru {
 namespace {
 
-// a*b + c, rounded once where the target has the instruction. The build forbids the compiler to contract by
-// itself, so that the vector body and the scalar tail of a loop round alike and results do not depend on how
-// work is split. CONVGRU_FMA comes from the files of the instruction sets: before GCC 13 __FMA__ does not
-// follow a target pragma.
-CONVGRU_HOST_DEVICE float fma(float a, float b, float c) {
+template <class F>
+struct Lanes;
+
+template <>
+struct Lanes<float> {
+  using Int = int32_t;
+  static CONVGRU_HOST_DEVICE float splat(float x) { return x; }
+
+  // a*b + c, rounded once where the target has the instruction. The build forbids the compiler to contract by
+  // itself, so that the vector body and the tail of a loop round alike and results do not depend on how work
+  // is split. CONVGRU_FMA comes from the files of the instruction sets: before GCC 13 __FMA__ does not follow
+  // a target pragma.
+  static CONVGRU_HOST_DEVICE float fma(float a, float b, float c) {
 #if defined(CONVGRU_FMA) || defined(__ARM_FEATURE_FMA) || defined(__CUDA_ARCH__)
-  return __builtin_fmaf(a, b, c);
+    return __builtin_fmaf(a, b, c);
 #else
-  return a * b + c;
+    return a * b + c;
 #endif
+  }
+
+  static CONVGRU_HOST_DEVICE float divide(float a, float b) { return a / b; }
+};
+
+template <class F>
+CONVGRU_HOST_DEVICE F fma(F a, F b, F c) {
+  return Lanes<F>::fma(a, b, c);
+}
+template <class F>
+CONVGRU_HOST_DEVICE F fma(F a, float b, F c) {
+  return Lanes<F>::fma(a, Lanes<F>::splat(b), c);
 }
 
+template <class F>
 struct ExpParts {
-  float expm1;  // exp(r) - 1 for the remainder r in [-ln2/2, ln2/2]
-  float scale;  // 2^n
+  F expm1;  // exp(r) - 1 for the remainder r in [-ln2/2, ln2/2]
+  F scale;  // 2^n
 };
 
 // exp(x) = scale * (expm1 + 1) for |x| <= 87: x = n ln2 + r, Taylor series of degree 7 in r (relative error
 // 6e-9).
-CONVGRU_HOST_DEVICE ExpParts exp_parts(float x) {
+template <class F>
+CONVGRU_HOST_DEVICE ExpParts<F> exp_parts(F x) {
+  using L = Lanes<F>;
   constexpr float kLog2E = 1.44269504f;
   constexpr float kLn2High = 0.693359375f;  // 9 bits: n * kLn2High is exact
   constexpr float kLn2Low = -2.12194440e-4f;
   constexpr float kRound =
       12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, kept in the low mantissa bits
-  const float shifted = fma(x, kLog2E, kRound);
-  const float n = shifted - kRound;
-  const float r = fma(n, -kLn2Low, fma(n, -kLn2High, x));
-  float p = 1.0f / 5040;
-  p = fma(p, r, 1.0f / 720);
-  p = fma(p, r, 1.0f / 120);
-  p = fma(p, r, 1.0f / 24);
-  p = fma(p, r, 1.0f / 6);
-  p = fma(p, r, 1.0f / 2);
-  p = fma(p, r, 1.0f);
-  int32_t bits;
+  const F shifted = fma(x, kLog2E, L::splat(kRound));
+  const F n = shifted - kRound;
+  const F r = fma(n, -kLn2Low, fma(n, -kLn2High, x));
+  F p = L::splat(1.0f / 5040);
+  p = fma(p, r, L::splat(1.0f / 720));
+  p = fma(p, r, L::splat(1.0f / 120));
+  p = fma(p, r, L::splat(1.0f / 24));
+  p = fma(p, r, L::splat(1.0f / 6));
+  p = fma(p, r, L::splat(1.0f / 2));
+  p = fma(p, r, L::splat(1.0f));
+  typename L::Int bits;
   memcpy(&bits, &shifted, sizeof bits);
-  bits = static_cast<int32_t>((static_cast<uint32_t>(bits) + 127u) << 23);
-  float scale;
+  bits = (bits + 127) << 23;
+  F scale;
   memcpy(&scale, &bits, sizeof scale);
   return {p * r, scale};
 }
 
 // Comparisons are written so that a NaN passes through.
-CONVGRU_HOST_DEVICE float clamp(float x, float low, float high) {
-  x = x < low ? low : x;
-  return x > high ? high : x;
+template <class F>
+CONVGRU_HOST_DEVICE F clamp(F x, float low, float high) {
+  const F l = Lanes<F>::splat(low), h = Lanes<F>::splat(high);
+  x = x < l ? l : x;
+  return x > h ? h : x;
 }
 
 // 1 / (1 + exp(-x)), within 2.5 ulp (tests/test_native_math.py measures it).
-CONVGRU_HOST_DEVICE float sigmoid(float x) {
-  const ExpParts e = exp_parts(clamp(-x, -87.0f, 87.0f));
-  return 1.0f / (1.0f + fma(e.scale, e.expm1, e.scale));
+template <class F>
+CONVGRU_HOST_DEVICE F sigmoid(F x) {
+  const ExpParts<F> e = exp_parts(clamp(-x, -87.0f, 87.0f));
+  return Lanes<F>::divide(Lanes<F>::splat(1.0f), 1.0f + fma(e.scale, e.expm1, e.scale));
 }
 
 // expm1(2x) / (expm1(2x) + 2), accurate for small x too; beyond |x| = 10 the result is +-1 in fp32.
-CONVGRU_HOST_DEVICE float tanh(float x) {
-  const ExpParts e = exp_parts(2.0f * clamp(x, -10.0f, 10.0f));
-  const float m = fma(e.scale, e.expm1, e.scale - 1.0f);
-  return m / (m + 2.0f);
+template <class F>
+CONVGRU_HOST_DEVICE F tanh(F x) {
+  const ExpParts<F> e = exp_parts(2.0f * clamp(x, -10.0f, 10.0f));
+  const F m = fma(e.scale, e.expm1, e.scale - 1.0f);
+  return Lanes<F>::divide(m, m + 2.0f);
 }
 
+template <>
 CONVGRU_HOST_DEVICE double sigmoid(double x) {
   return 1.0 / (1.0 + std::exp(-x));
 }
+template <>
 CONVGRU_HOST_DEVICE double tanh(double x) {
   return std::tanh(x);
 }
 
 // Derivatives in terms of the function's value.
-template <class A>
-CONVGRU_HOST_DEVICE A sigmoid_derivative(A s) {
-  return s * (A(1) - s);
+template <class F>
+CONVGRU_HOST_DEVICE F sigmoid_derivative(F s) {
+  return s * (1 - s);
 }
-template <class A>
-CONVGRU_HOST_DEVICE A tanh_derivative(A n) {
-  return A(1) - n * n;
+template <class F>
+CONVGRU_HOST_DEVICE F tanh_derivative(F n) {
+  return 1 - n * n;
 }
 
 // (1-w) from + w to: h' = blend(h, n, z) in "gru-rcn", blend(n, h, z) in "cudnn".
-template <class A>
-CONVGRU_HOST_DEVICE A blend(A from, A to, A w) {
-  return (A(1) - w) * from + w * to;
+template <class F>
+CONVGRU_HOST_DEVICE F blend(F from, F to, F w) {
+  return (1 - w) * from + w * to;
 }
 
 }  // namespace

@@ -1,52 +1,193 @@
-// "Same" convolutions of channels-last images: the one place that decides which code runs a convolution on
-// the CPU.
+// "Same" convolutions of channels-last images, each sum handed to an epilogue while it is in cache: raw
+// pointers, no torch, no threads.
+//
+// Every algorithm is the same three stages, block by block of tiles:
+//   1. the panel: tiles of the input, transformed (Winograd) or copied tap after tap (direct)
+//   2. for each position of a transformed tile, a matrix product of panel and packed weights
+//   3. the products of a tile, transformed back to the sums of its pixels, go to the epilogue
+// The direct algorithm is the one whose tile is a pixel with a single position. docs/cpu.md derives the
+// transforms.
 #pragma once
-#include <torch/csrc/stable/tensor.h>
+#include <cstdint>
 
-#include <memory>
-#include <optional>
-#include <vector>
+#include "scalar.h"
 
 namespace convgru::cpu {
 
-using torch::stable::Tensor;
-
-struct WinogradKernels;
-
-// Images are (B,channels,H,W) whose memory is a dense (B,H,W,channels).
-class Convolution {
- public:
-  // weight (O,I,kh,kw), kh and kw odd. fast allows Winograd's algorithm in fp32; without it every sum is the
-  // direct one.
-  Convolution(const Tensor& weight, bool fast);
-
-  // x (B,I,H,W), bias (O,) -> (B,O,H,W)
-  Tensor forward(const Tensor& x, const std::optional<Tensor>& bias) const;
-
-  // The transposed convolution: grad (B,O,H,W) -> (B,I,H,W); x (B,I,H,W) gives shape and layout, its values
-  // do not matter
-  Tensor grad_input(const Tensor& x, const Tensor& grad) const;
-
-  // x (B,I,H,W), grad (B,O,H,W), whose pixels may be wider apart than O -> (O,I,kh,kw). B is a multiple of
-  // images_per_step.
-  Tensor grad_weight(const Tensor& x, const Tensor& grad, int64_t images_per_step) const;
-
- private:
-  enum class Algorithm { kMatrixProduct, kWinograd, kLibrary };
-  Algorithm choose(int64_t batch, int64_t height, int64_t width) const;
-  const Tensor& library_weight() const;
-  const std::vector<float>& winograd_weight(bool transposed) const;
-
-  Tensor weight_;
-  int64_t out_, in_, kernel_h_, kernel_w_;
-  const WinogradKernels* winograd_;  // nullptr if the algorithm is not allowed or does not apply
-  mutable std::optional<Tensor> library_weight_;
-  mutable std::shared_ptr<const std::vector<float>> winograd_weight_[2];  // as it is, and transposed
+enum class Algorithm {
+  kDirect,     // the sum as it stands; any kernel, any type
+  kWinograd2,  // Winograd's, tiles of two outputs along each axis of the kernel: F(2x2, 3x3), F(2, 5)
+  kWinograd4,  // the same with four: F(4x4, 3x3), F(4, 5)
 };
 
-// A view of channels-last memory as (batch,channels,H,W); pixel_stride elements from one pixel to the next.
-Tensor images_view(
-    const void* data, const Tensor& like, int64_t batch, int64_t channels, int64_t height, int64_t width,
-    int64_t pixel_stride);
+// The shape of a transformed tile. Direct: one pixel, one position, whatever the kernel.
+struct Scheme {
+  Algorithm algorithm;
+  int tile_h, tile_w;      // outputs of a tile
+  int kernel_h, kernel_w;  // the kernel that it is for; 0 for any
+
+  CONVGRU_INLINE constexpr bool direct() const { return algorithm == Algorithm::kDirect; }
+  CONVGRU_INLINE constexpr int input_h() const { return direct() ? 1 : tile_h + kernel_h - 1; }
+  CONVGRU_INLINE constexpr int input_w() const { return direct() ? 1 : tile_w + kernel_w - 1; }
+  CONVGRU_INLINE constexpr int positions() const { return input_h() * input_w(); }
+  CONVGRU_INLINE constexpr int64_t tiles_h(int64_t height) const { return (height + tile_h - 1) / tile_h; }
+  CONVGRU_INLINE constexpr int64_t tiles_w(int64_t width) const { return (width + tile_w - 1) / tile_w; }
+};
+
+constexpr int kMostSources = 2;
+
+// Part of the input's channels: dense images (batch,height,width) whose pixels are pixel_stride elements
+// apart.
+template <class T>
+struct Source {
+  const T* data;
+  int64_t channels;
+  int64_t pixel_stride;
+};
+
+template <class T>
+struct Input {
+  Source<T> sources[kMostSources];
+  int count;
+
+  CONVGRU_INLINE int64_t channels() const {
+    int64_t sum = 0;
+    for (int s = 0; s < count; ++s) sum += sources[s].channels;
+    return sum;
+  }
+};
+
+// What happens to the sums. Called once for every pixel and output channel.
+template <class T>
+struct Epilogue {
+  // c [count][stride]: the sums of the output channels [channel, channel+channels) at these pixels, numbers
+  // (image*height + row)*width + column.
+  void (*apply)(
+      const void* arguments, const int64_t* pixels, int64_t count, int64_t channel, int64_t channels,
+      const acc_t<T>* c, int64_t stride);
+  const void* arguments;
+};
+
+// Extents of a convolution and how its work is cut.
+struct Work {
+  int64_t batch, height, width;
+  int64_t kernel_h, kernel_w;
+  int64_t tiles_per_block;  // tiles whose panel is made and multiplied together
+  int64_t channel_splits;   // parts of the output channels, so that few tiles can occupy all threads
+  int64_t channel_unit;     // output channels that no split tears apart
+
+  CONVGRU_INLINE int64_t tiles(const Scheme& scheme) const {
+    return batch * scheme.tiles_h(height) * scheme.tiles_w(width);
+  }
+  CONVGRU_INLINE int64_t items(const Scheme& scheme) const {
+    return (tiles(scheme) + tiles_per_block - 1) / tiles_per_block * channel_splits;
+  }
+};
+
+// Elements from one row of a panel to the next: one cache line more than the depth, so that the rows of a
+// product do not fall on the same cache sets.
+template <class A>
+CONVGRU_INLINE constexpr int64_t panel_stride(int64_t depth) {
+  constexpr int64_t kLine = 64 / sizeof(A);
+  return (depth + kLine - 1) / kLine * kLine + kLine;
+}
+
+// One part of the weights that are packed together: any layout, w[o*out_stride + i*in_stride + a*row_stride +
+// b*column_stride]. Negative strides from the last tap turn the kernel round, for the gradient of the input.
+template <class T>
+struct WeightPart {
+  const T* data;
+  int64_t out_stride, in_stride, row_stride, column_stride;
+  const int32_t* outs;     // for each packed output channel the o that it is, or -1 for none (zeros)
+  int64_t first, channels; // input channels: those of this part and where they start
+};
+
+template <class T>
+struct Weights {
+  WeightPart<T> parts[kMostSources];
+  int count;
+  int64_t out, in;  // of all parts together
+  int64_t kernel_h, kernel_w;
+};
+
+// The weight gradient of a convolution: sums over all tiles, chunk after chunk.
+struct GradientWork {
+  int64_t batch, height, width;
+  int64_t kernel_h, kernel_w;
+  int64_t in, out;
+  int64_t tiles_per_chunk;
+  int64_t row_splits;  // parts into which the rows of a product are cut, so that all threads have some
+
+  CONVGRU_INLINE int64_t tiles(const Scheme& scheme) const {
+    return batch * scheme.tiles_h(height) * scheme.tiles_w(width);
+  }
+  // Rows of a position's product.
+  CONVGRU_INLINE int64_t depth(const Scheme& scheme) const { return scheme.direct() ? kernel_h * kernel_w * in : in; }
+};
+
+// The kernels of one scheme for images of T.
+template <class T>
+struct ConvolutionKernels {
+  using A = acc_t<T>;
+
+  Scheme scheme;
+  int64_t channel_block;  // output channels that are multiplied together
+
+  // For the blocks of output channels [begin, end): packed[blocks][positions][depth][channel_block], where
+  // depth is the input channels, for the direct algorithm part by part, tap by tap, channel by channel.
+  void (*pack)(int64_t begin, int64_t end, const Weights<T>& weights, A* packed);
+
+  // The work items [begin, end). Outputs from narrow_from on see only the first source. No result depends on
+  // how the work is divided.
+  void (*convolve)(
+      int64_t begin, int64_t end, const Work& work, const Input<T>& input, int64_t out, int64_t narrow_from,
+      const A* packed, const Epilogue<T>& epilogue);
+
+  // The weight gradient in three steps. First the tiles first_tile + [begin, end) of a chunk:
+  void (*gradient_panels)(
+      int64_t begin, int64_t end, const GradientWork& work, int64_t first_tile, const Source<T>& x,
+      const Source<T>& grad,
+      A* x_panel,      // [positions][tiles_per_chunk][panel_stride(depth)]
+      A* grad_panel);  // [positions][blocks][tiles_per_chunk][channel_block]
+
+  // Then the items [begin, end) of positions * blocks * row_splits, over the `count` tiles of the chunk.
+  void (*gradient_products)(
+      int64_t begin, int64_t end, const GradientWork& work, int64_t count, bool accumulate, const A* x_panel,
+      const A* grad_panel,
+      A* sums);  // [positions][blocks][depth][channel_block]; with accumulate in and out, else out
+
+  // At last the blocks [begin, end) of output channels.
+  void (*gradient_finish)(
+      int64_t begin, int64_t end, const GradientWork& work, const A* sums,
+      T* gradient);  // (out,in,kernel_h,kernel_w)
+
+  CONVGRU_INLINE int64_t blocks(int64_t out) const { return (out + channel_block - 1) / channel_block; }
+  CONVGRU_INLINE int64_t packed_size(int64_t depth, int64_t out) const {
+    return scheme.positions() * blocks(out) * channel_block * depth;
+  }
+};
+
+// Pixels that one call of an epilogue gets at most.
+constexpr int kEpiloguePixels = 64;
+
+// Calls the epilogue for the pixels [begin, end) with sums of zero: for convolutions of a zero state.
+template <class T>
+using WithoutSums = void (*)(int64_t begin, int64_t end, int64_t out, const Epilogue<T>& epilogue);
+
+template <class T>
+struct ConvolutionKernelSet {
+  ConvolutionKernels<T> direct;
+  ConvolutionKernels<T> winograd[6];
+  int winograd_count;
+  WithoutSums<T> without_sums;
+};
+
+// The kernels for the instruction set that capability() names; T is float, double, bfloat16 or float16.
+template <class T>
+const ConvolutionKernelSet<T>& convolution_kernels();
+
+// The scheme of an algorithm for a kernel; nullptr if there is none.
+template <class T>
+const ConvolutionKernels<T>* find_kernels(Algorithm algorithm, int64_t kernel_h, int64_t kernel_w);
 
 }  // namespace convgru::cpu

@@ -1,10 +1,13 @@
-// The elementwise half of a ConvGRU on the CPU: raw pointers, no torch, no threads. Each function works on
-// the rows [begin, end) of channels-last buffers; a row is one pixel of one sample, `rows` are N*H*W pixels
-// of one time step unless said otherwise. Nothing may alias but what is said to.
+// The elementwise half of a ConvGRU on the CPU, as epilogues of its convolutions (convolution.h): raw pointers,
+// no torch, no threads.
+//
+// Each struct holds the arguments of one epilogue; its comment says what it computes from the sums c. Buffers
+// are channels last: a row is a pixel of one time step, number p = (n*H + row)*W + column. States are never
+// missing: where there is no initial state they point to zeros. Nothing may alias but what is said to.
 #pragma once
 #include <cstdint>
 
-#include "scalar.h"
+#include "convolution.h"
 
 namespace convgru::cpu {
 
@@ -13,84 +16,146 @@ struct Valid {
   const int64_t* lengths;
   int64_t t;
   int64_t pixels;  // H*W, the rows of a sample
-  bool operator()(int64_t row) const { return lengths == nullptr || t < lengths[row / pixels]; }
+  CONVGRU_INLINE bool operator()(int64_t row) const {
+    return lengths == nullptr || t < lengths[row / pixels];
+  }
 };
 
+// What the pre-activations receive besides convolutions.
+template <class T>
+struct Addends {
+  const acc_t<T>* bias;  // [3K] or nullptr
+  const T* maps;         // gate_bias, or nullptr
+  int64_t pixels;        // H*W
+  int64_t image_stride;  // from one image of maps to the next
+  int64_t pixel_stride;  // from one pixel of maps to the next; 0: one value for the image
+};
+
+// y = c (+ what y holds already)
+template <class T>
+struct StoreSums {
+  T* y;  // [rows][channels]
+  int64_t pixel_stride;
+  const T* add;  // laid out as y, may be y; or nullptr
+};
+
+// What the gates receive from outside the recurrence: a = c + addends, c = W*x.
+template <class T>
+struct InputGates {
+  int64_t K;
+  Addends<T> addends;
+  T* a;  // [rows][3K] out
+};
+
+// "gru-rcn", first half: r, z = sigmoid(a_rz + c), rh = r.h.
+template <class T>
+struct ResetUpdate {
+  int64_t K;
+  T* a;        // [rows][3K] in: as InputGates leaves it; out: r|z|a_n
+  bool keep;   // r is wanted in a
+  const T* h;  // [rows][K] previous state
+  T* rh;       // [rows][K] out
+  // A single step computes W*x here too: c = W*x + U_rz*h for r and z, W*x for n, and a is only written.
+  bool first;
+  Addends<T> addends;
+};
+
+// "gru-rcn", second half: n = tanh(a_n + c), h' = (1-z).h + z.n.
+template <class T>
+struct Candidate {
+  int64_t K;
+  Valid valid;
+  T* a;        // [rows][3K] in: r|z|a_n; out: r|z|n
+  bool keep;   // n is wanted in a
+  const T* h;  // [rows][K] previous state
+  T* state;    // [rows][K] out: h' where valid, else h; nullptr: only n is wanted
+  T* output;   // [rows][K] out: h' where valid, else 0; may be state itself if every row is valid
+};
+
+// "cudnn": r, z = sigmoid(a_rz + c_rz), q = c_n + b, n = tanh(a_n + r.q), h' = (1-z).n + z.h. Its channels
+// come in the order of cudnn_channel: r, z and n of a group before those of the next.
+template <class T>
+struct CudnnStep {
+  int64_t K;
+  Valid valid;
+  const T* a;         // [rows][3K] as InputGates leaves it
+  const acc_t<T>* b;  // [K] b_hn, or nullptr
+  const T* h;         // [rows][K] previous state
+  T* gates;           // [rows][4K] out: r|z|n|q; with keep false r and z alone count
+  bool keep;
+  T* state;           // as in Candidate
+  T* output;          // as in Candidate
+};
+
+// Gradient of Candidate: dh = carry + c + grad_output where valid; d_n = dh.z.(1-n^2), d_z = dh.(n-h).z.(1-z),
+// carry <- dh.(1-z). Where not valid: d = 0, carry <- carry + c.
+template <class T>
+struct CandidateBackward {
+  int64_t K;
+  Valid valid;
+  const T* grad_output;  // [rows][K]
+  const T* gates;        // [rows][3K] r|z|n
+  const T* h;            // [rows][K] previous state
+  T* carry;              // [rows][K] in and out
+  T* d;                  // [rows][3K] out: z and n of the pre-activation gradients r|z|n
+};
+
+// Gradient of ResetUpdate, with c the gradient of rh: d_r = c.h.r.(1-r), carry <- carry + c.r.
+template <class T>
+struct ResetUpdateBackward {
+  int64_t K;
+  const T* gates;  // [rows][3K] r|z|n
+  const T* h;      // [rows][K] previous state
+  T* carry;        // [rows][K] in and out
+  T* d;            // [rows][3K] out: d_r
+  T* rh;           // [rows][K] out: r.h, or nullptr
+};
+
+// Gradient of CudnnStep: dh as in CandidateBackward; d_n = dh.(1-z).(1-n^2), d_z = dh.(h-n).z.(1-z),
+// d_r = d_n.q.r.(1-r), d_q = d_n.r, carry <- dh.z.
+template <class T>
+struct CudnnStepBackward {
+  int64_t K;
+  Valid valid;
+  const T* grad_output;  // [rows][K]
+  const T* gates;        // [rows][4K] r|z|n|q
+  const T* h;            // [rows][K] previous state
+  T* carry;              // [rows][K] in and out
+  T* d;                  // [rows][4K] out: d_r|d_z|d_n|d_q
+};
+
+// The order in which "cudnn" computes its 3K channels: by groups of kCudnnGroup hidden channels, of a group
+// first r, then z, then n, which needs both. All blocks of output channels of one group are multiples of
+// nothing else's, so no group is torn apart where channels are divided among threads.
+constexpr int64_t kCudnnGroup = 32;
+struct CudnnChannel {
+  int64_t gate, hidden;  // 0, 1, 2 for r, z, n; hidden channel
+  int64_t run;           // so many channels from here on are of the same gate
+};
+CONVGRU_INLINE CudnnChannel cudnn_channel(int64_t channel, int64_t K) {
+  const int64_t group = channel / (3 * kCudnnGroup), within = channel % (3 * kCudnnGroup);
+  const int64_t left = K - group * kCudnnGroup, size = left < kCudnnGroup ? left : kCudnnGroup;
+  const int64_t gate = within / size, offset = within % size;
+  return {gate, group * kCudnnGroup + offset, size - offset};
+}
+
+// The epilogues, and what else is done to elements.
 template <class T>
 struct GateKernels {
-  // "gru-rcn", first half: r, z = sigmoid(a_rz + c), rh = r.h. Used on the rows of all time steps too.
-  void (*reset_update)(
-      int64_t begin, int64_t end, int64_t K,
-      T* a,        // [rows][3K] in: what the gates receive from outside, r|z|n; out: r|z|n with r and z final
-      const T* c,  // [rows][2K] U_rz*h, or nullptr for zeros
-      const T* h,  // [rows][K] previous state, or nullptr for zeros
-      T* rh);      // [rows][K] out; not written if h is nullptr
+  // y[column][row] = x[row][column]; rows of x are x_stride apart, those of y y_stride.
+  void (*transpose)(int64_t rows, int64_t columns, const T* x, int64_t x_stride, T* y, int64_t y_stride);
 
-  // "gru-rcn", second half: n = tanh(a_n + c), h' = (1-z).h + z.n.
-  void (*candidate)(
-      int64_t begin, int64_t end, int64_t K, Valid valid,
-      T* a,        // [rows][3K] in: r|z|a_n; out: r|z|n
-      const T* c,  // [rows][K] U_n*(r.h), or nullptr for zeros
-      const T* h,  // [rows][K] previous state, or nullptr for zeros
-      T* state,    // [rows][K] out: h' where valid, else h; nullptr: only n is wanted
-      T* output);  // [rows][K] out: h' where valid, else 0; may be state itself if every row is valid
+  // Adds to `sums` those over the rows of x [rows][stride] for the columns [begin, end).
+  void (*sum_rows)(int64_t begin, int64_t end, int64_t rows, int64_t stride, const T* x, acc_t<T>* sums);
 
-  // "cudnn": r, z = sigmoid(a_rz + c_rz), q = c_n + b, n = tanh(a_n + r.q), h' = (1-z).n + z.h.
-  void (*cudnn_step)(
-      int64_t begin, int64_t end, int64_t K, Valid valid,
-      const T* a,  // [rows][3K] what the gates receive from outside, r|z|n
-      const T* c,  // [rows][3K] U*h, or nullptr for zeros
-      const T* b,  // [K] b_hn, or nullptr for zeros
-      const T* h,  // [rows][K] previous state, or nullptr for zeros
-      T* gates,    // [rows][4K] out: r|z|n|q, or nullptr
-      T* state,    // as in candidate
-      T* output);  // as in candidate
-
-  // Gradient of candidate: dh = carry + carry_conv + grad_output where valid;
-  // d_n = dh.z.(1-n^2), d_z = dh.(n-h).z.(1-z), carry <- dh.(1-z). Where not valid: d = 0, carry <- carry +
-  // carry_conv.
-  void (*candidate_backward)(
-      int64_t begin, int64_t end, int64_t K, Valid valid,
-      const T* grad_output,  // [rows][K]
-      const T* carry_conv,   // [rows][K] second addend of carry, or nullptr for zeros
-      const T* gates,        // [rows][3K] r|z|n
-      const T* h,            // [rows][K] previous state, or nullptr for zeros
-      T* carry,              // [rows][K] in and out
-      T* d,                  // [rows][3K] out: z and n of the pre-activation gradients r|z|n
-      T* d_n);               // [rows][K] out: d_n once more, dense
-
-  // Gradient of reset_update: d_r = g.h.r.(1-r), carry <- carry + g.r. Where g is nullptr: d_r = 0.
-  void (*reset_update_backward)(
-      int64_t begin, int64_t end, int64_t K,
-      const T* g,      // [rows][K] U_n^T*d_n, or nullptr for zeros
-      const T* gates,  // [rows][3K] r|z|n
-      const T* h,      // [rows][K] previous state, or nullptr for zeros
-      T* carry,        // [rows][K] in and out
-      T* d,            // [rows][3K] in: d_z; out: d_r
-      T* d_rz,         // [rows][2K] out: d_r|d_z once more, dense
-      T* rh);          // [rows][K] out: r.h, or nullptr
-
-  // Gradient of cudnn_step: dh as in candidate_backward; d_n = dh.(1-z).(1-n^2), d_z = dh.(h-n).z.(1-z),
-  // d_r = d_n.q.r.(1-r), d_q = d_n.r, carry <- dh.z.
-  void (*cudnn_step_backward)(
-      int64_t begin, int64_t end, int64_t K, Valid valid,
-      const T* grad_output,  // [rows][K]
-      const T* carry_conv,   // [rows][K] second addend of carry, or nullptr for zeros
-      const T* gates,        // [rows][4K] r|z|n|q
-      const T* h,            // [rows][K] previous state, or nullptr for zeros
-      T* carry,              // [rows][K] in and out
-      T* d,                  // [rows][3K] out: d_r|d_z|d_n
-      T* d_hidden);          // [rows][3K] out: d_r|d_z|d_q
-
-  // y <- y + x, y [rows][width]; x has a row for each row, each sample (image) or for all: see the strides.
-  void (*add)(
-      int64_t begin, int64_t end, int64_t width, T* y, const T* x,
-      int64_t pixels,         // rows of an image
-      int64_t image_stride,   // from one image of x to the next, in elements; 0: the same for all
-      int64_t pixel_stride);  // from one pixel of x to the next, in elements; 0: the same for all
-
-  // Images (C,H,W) -> (H,W,C) and back, each [rows][columns] -> [columns][rows], for the images [begin, end).
-  void (*transpose)(int64_t begin, int64_t end, int64_t rows, int64_t columns, const T* x, T* y);
+  Epilogue<T> (*store_sums)(const StoreSums<T>&);
+  Epilogue<T> (*input_gates)(const InputGates<T>&);
+  Epilogue<T> (*reset_update)(const ResetUpdate<T>&);
+  Epilogue<T> (*candidate)(const Candidate<T>&);
+  Epilogue<T> (*cudnn_step)(const CudnnStep<T>&);
+  Epilogue<T> (*candidate_backward)(const CandidateBackward<T>&);
+  Epilogue<T> (*reset_update_backward)(const ResetUpdateBackward<T>&);
+  Epilogue<T> (*cudnn_step_backward)(const CudnnStepBackward<T>&);
 };
 
 // The kernels for the instruction set that capability() names; T is float, double, bfloat16 or float16.

@@ -1,134 +1,188 @@
 // The kernels of gates.h; compiled once for each instruction set, in the namespace CONVGRU_ISA.
-#include "../gru_math.h"
 #include "gates.h"
+#include "simd.inl"
 
 namespace convgru::cpu::CONVGRU_ISA {
 namespace {
 
-template <class T>
-using acc_t = typename Accumulate<T>::type;
+// An epilogue's function from one that works on one pixel: f(arguments, pixel, channel, channels, c).
+template <class T, class Arguments, void (*kPixel)(const Arguments&, int64_t, int64_t, int64_t, const acc_t<T>*)>
+void apply(
+    const void* arguments, const int64_t* pixels, int64_t count, int64_t channel, int64_t channels,
+    const acc_t<T>* c, int64_t stride) {
+  const Arguments& args = *static_cast<const Arguments*>(arguments);
+  for (int64_t i = 0; i < count; ++i) kPixel(args, pixels[i], channel, channels, c + i * stride);
+}
+
+template <class T, class Arguments, void (*kPixel)(const Arguments&, int64_t, int64_t, int64_t, const acc_t<T>*)>
+Epilogue<T> epilogue(const Arguments& arguments) {
+  return {apply<T, Arguments, kPixel>, &arguments};
+}
+
+// Calls f(gate, hidden, count, c) for the runs of channels of the same gate, where gates lie one after the
+// other, K channels each.
+template <class A, class F>
+inline __attribute__((always_inline)) void for_gates(
+    int64_t channel, int64_t channels, int64_t K, const A* c, const F& f) {
+  while (channels > 0) {
+    const int64_t gate = channel / K, hidden = channel % K;
+    const int64_t count = K - hidden < channels ? K - hidden : channels;
+    f(gate, hidden, count, c);
+    channel += count;
+    channels -= count;
+    c += count;
+  }
+}
 
 template <class T>
-void reset_update(int64_t begin, int64_t end, int64_t K, T* a, const T* c, const T* h, T* rh) {
-  using A = acc_t<T>;
-  for (int64_t row = begin; row < end; ++row) {
-    T* __restrict a_r = a + row * 3 * K;
-    T* __restrict a_z = a_r + K;
-    if (h == nullptr) {
-#pragma omp simd
-      for (int64_t k = 0; k < 2 * K; ++k) a_r[k] = store<T>(sigmoid(load(a_r[k])));
-      continue;
-    }
-    const T* __restrict c_r = c + row * 2 * K;
-    const T* __restrict c_z = c_r + K;
-    const T* __restrict h_row = h + row * K;
-    T* __restrict rh_row = rh + row * K;
-#pragma omp simd
-    for (int64_t k = 0; k < K; ++k) {
-      const A r = sigmoid(load(a_r[k]) + load(c_r[k]));
-      const A z = sigmoid(load(a_z[k]) + load(c_z[k]));
-      a_r[k] = store<T>(r);
-      a_z[k] = store<T>(z);
-      rh_row[k] = store<T>(r * load(h_row[k]));
-    }
+void store_sums(
+    const StoreSums<T>& args, int64_t pixel, int64_t channel, int64_t channels, const acc_t<T>* c) {
+  T* y = args.y + pixel * args.pixel_stride + channel;
+  const T* add = args.add == nullptr ? nullptr : args.add + pixel * args.pixel_stride + channel;
+  for_lanes<acc_t<T>>(channels, [&](int64_t k, auto lanes) {
+    const auto sum = load(c + k, lanes);
+    store(y + k, add == nullptr ? sum : sum + load(add + k, lanes), lanes);
+  });
+}
+
+// The addends of a pixel, for the channels [channel, ...).
+template <class T>
+struct PixelAddends {
+  const acc_t<T>* bias;
+  const T* map;
+
+  PixelAddends(const Addends<T>& addends, int64_t pixel, int64_t channel)
+      : bias(addends.bias == nullptr ? nullptr : addends.bias + channel),
+        map(addends.maps == nullptr
+                ? nullptr
+                : addends.maps + pixel / addends.pixels * addends.image_stride +
+                      pixel % addends.pixels * addends.pixel_stride + channel) {}
+
+  template <class L>
+  Vec<acc_t<T>> operator()(Vec<acc_t<T>> c, int64_t k, L lanes) const {
+    if (bias != nullptr) c += load(bias + k, lanes);
+    if (map != nullptr) c += load(map + k, lanes);
+    return c;
   }
+};
+
+template <class T>
+void input_gates(
+    const InputGates<T>& args, int64_t pixel, int64_t channel, int64_t channels, const acc_t<T>* c) {
+  const PixelAddends<T> addends(args.addends, pixel, channel);
+  T* a = args.a + pixel * 3 * args.K + channel;
+  for_lanes<acc_t<T>>(channels, [&](int64_t k, auto lanes) {
+    store(a + k, addends(load(c + k, lanes), k, lanes), lanes);
+  });
+}
+
+template <class T, bool kFirst>
+void reset_update(
+    const ResetUpdate<T>& args, int64_t pixel, int64_t channel, int64_t channels, const acc_t<T>* c) {
+  using A = acc_t<T>;
+  const int64_t K = args.K;
+  for_gates(channel, channels, K, c, [&](int64_t gate, int64_t hidden, int64_t count, const A* sums) {
+    T* a = args.a + pixel * 3 * K + gate * K + hidden;
+    const T* h = args.h + pixel * K + hidden;
+    T* rh = args.rh + pixel * K + hidden;
+    const PixelAddends<T> addends(args.addends, pixel, gate * K + hidden);
+    for_lanes<A>(count, [&](int64_t k, auto lanes) {
+      Vec<A> sum = load(sums + k, lanes);
+      if constexpr (kFirst)
+        sum = addends(sum, k, lanes);
+      else
+        sum += load(a + k, lanes);
+      if (kFirst && gate == 2) {
+        store(a + k, sum, lanes);
+        return;
+      }
+      const Vec<A> s = sigmoid(sum);
+      if (gate == 1 || args.keep) store(a + k, s, lanes);
+      if (gate == 0) store(rh + k, s * load(h + k, lanes), lanes);
+    });
+  });
+}
+
+template <class T>
+Epilogue<T> reset_update_epilogue(const ResetUpdate<T>& args) {
+  return args.first ? epilogue<T, ResetUpdate<T>, reset_update<T, true>>(args)
+                    : epilogue<T, ResetUpdate<T>, reset_update<T, false>>(args);
 }
 
 // What a sample's state and output are past its length.
 template <class T>
-void stand_still(int64_t K, const T* h, T* state, T* output) {
-  for (int64_t k = 0; k < K; ++k) {
-    state[k] = h == nullptr ? T{} : h[k];
-    output[k] = T{};
-  }
+void stand_still(int64_t count, const T* h, T* state, T* output) {
+  memcpy(state, h, count * sizeof(T));
+  for (int64_t k = 0; k < count; ++k) output[k] = T{};
 }
 
 template <class T>
 void candidate(
-    int64_t begin, int64_t end, int64_t K, Valid valid, T* a, const T* c, const T* h, T* state, T* output) {
+    const Candidate<T>& args, int64_t pixel, int64_t channel, int64_t channels, const acc_t<T>* c) {
   using A = acc_t<T>;
-  for (int64_t row = begin; row < end; ++row) {
-    const T* __restrict z_row = a + row * 3 * K + K;
-    T* __restrict n_row = a + row * 3 * K + 2 * K;
-    const T* __restrict c_row = c == nullptr ? nullptr : c + row * K;
-    const T* __restrict h_row = h == nullptr ? nullptr : h + row * K;
-    if (state == nullptr) {
-#pragma omp simd
-      for (int64_t k = 0; k < K; ++k)
-        n_row[k] = store<T>(tanh(load(n_row[k]) + (c_row == nullptr ? A(0) : load(c_row[k]))));
-      continue;
-    }
-    T* state_row = state + row * K;
-    T* output_row = output + row * K;
-    if (!valid(row)) {
-      stand_still(K, h_row, state_row, output_row);
-      continue;
-    }
-    if (h_row == nullptr) {
-#pragma omp simd
-      for (int64_t k = 0; k < K; ++k) {
-        const A n = tanh(load(n_row[k]));
-        n_row[k] = store<T>(n);
-        state_row[k] = store<T>(load(z_row[k]) * n);
-      }
-    } else {
-#pragma omp simd
-      for (int64_t k = 0; k < K; ++k) {
-        const A n = tanh(load(n_row[k]) + load(c_row[k]));
-        n_row[k] = store<T>(n);
-        state_row[k] = store<T>(blend<A>(load(h_row[k]), n, load(z_row[k])));
-      }
-    }
-    if (output_row != state_row) memcpy(output_row, state_row, K * sizeof(T));
-  }
+  const T* z = args.a + pixel * 3 * args.K + args.K + channel;
+  T* n = args.a + pixel * 3 * args.K + 2 * args.K + channel;
+  const T* h = args.h + pixel * args.K + channel;
+  T* state = args.state == nullptr ? nullptr : args.state + pixel * args.K + channel;
+  T* output = args.output + pixel * args.K + channel;
+  const bool advance = state != nullptr && args.valid(pixel);
+  for_lanes<A>(channels, [&](int64_t k, auto lanes) {
+    const Vec<A> value = tanh<Vec<A>>(load(n + k, lanes) + load(c + k, lanes));
+    if (args.keep) store(n + k, value, lanes);
+    if (!advance) return;
+    const Vec<A> next = blend(load(h + k, lanes), value, load(z + k, lanes));
+    store(state + k, next, lanes);
+    if (output != state) store(output + k, next, lanes);
+  });
+  if (state != nullptr && !advance) stand_still(channels, h, state, output);
 }
 
 template <class T>
 void cudnn_step(
-    int64_t begin, int64_t end, int64_t K, Valid valid, const T* a, const T* c, const T* b, const T* h,
-    T* gates, T* state, T* output) {
+    const CudnnStep<T>& args, int64_t pixel, int64_t channel, int64_t channels, const acc_t<T>* c) {
   using A = acc_t<T>;
-  for (int64_t row = begin; row < end; ++row) {
-    const T* __restrict a_row = a + row * 3 * K;
-    const T* __restrict c_row = c == nullptr ? nullptr : c + row * 3 * K;
-    const T* __restrict h_row = h == nullptr ? nullptr : h + row * K;
-    T* __restrict gates_row = gates == nullptr ? nullptr : gates + row * 4 * K;
-    T* state_row = state + row * K;
-    T* output_row = output + row * K;
-    const bool row_valid = valid(row);
-#pragma omp simd
-    for (int64_t k = 0; k < K; ++k) {
-      const A c_r = c_row == nullptr ? A(0) : load(c_row[k]);
-      const A c_z = c_row == nullptr ? A(0) : load(c_row[K + k]);
-      const A c_n = c_row == nullptr ? A(0) : load(c_row[2 * K + k]);
-      const A r = sigmoid(load(a_row[k]) + c_r);
-      const A z = sigmoid(load(a_row[K + k]) + c_z);
-      const A q = c_n + (b == nullptr ? A(0) : load(b[k]));
-      const A n = tanh(load(a_row[2 * K + k]) + r * q);
-      const A h_k = h_row == nullptr ? A(0) : load(h_row[k]);
-      if (gates_row != nullptr) {
-        gates_row[k] = store<T>(r);
-        gates_row[K + k] = store<T>(z);
-        gates_row[2 * K + k] = store<T>(n);
-        gates_row[3 * K + k] = store<T>(q);
-      }
-      if (state != nullptr) state_row[k] = store<T>(row_valid ? blend(n, h_k, z) : h_k);
+  const int64_t K = args.K;
+  while (channels > 0) {
+    const CudnnChannel place = cudnn_channel(channel, K);
+    const int64_t count = place.run < channels ? place.run : channels;
+    const T* a = args.a + pixel * 3 * K + place.gate * K + place.hidden;
+    T* gates = args.gates + pixel * 4 * K + place.hidden;
+    if (place.gate < 2) {
+      for_lanes<A>(count, [&](int64_t k, auto lanes) {
+        store(gates + place.gate * K + k, sigmoid<Vec<A>>(load(a + k, lanes) + load(c + k, lanes)), lanes);
+      });
+    } else {
+      const A* b = args.b == nullptr ? nullptr : args.b + place.hidden;
+      const T* h = args.h + pixel * K + place.hidden;
+      T* state = args.state == nullptr ? nullptr : args.state + pixel * K + place.hidden;
+      T* output = args.output + pixel * K + place.hidden;
+      const bool advance = state != nullptr && args.valid(pixel);
+      for_lanes<A>(count, [&](int64_t k, auto lanes) {
+        Vec<A> q = load(c + k, lanes);
+        if (b != nullptr) q += load(b + k, lanes);
+        const Vec<A> n = tanh<Vec<A>>(load(a + k, lanes) + load(gates + k, lanes) * q);
+        if (args.keep) {
+          store(gates + 2 * K + k, n, lanes);
+          store(gates + 3 * K + k, q, lanes);
+        }
+        if (!advance) return;
+        const Vec<A> next = blend(n, load(h + k, lanes), load(gates + K + k, lanes));
+        store(state + k, next, lanes);
+        if (output != state) store(output + k, next, lanes);
+      });
+      if (state != nullptr && !advance) stand_still(count, h, state, output);
     }
-    if (state == nullptr || output_row == state_row) continue;
-    if (row_valid)
-      memcpy(output_row, state_row, K * sizeof(T));
-    else
-      for (int64_t k = 0; k < K; ++k) output_row[k] = T{};
+    channel += count;
+    channels -= count;
+    c += count;
   }
 }
 
-// carry <- carry + carry_conv, and d = 0: a step past the sample's length passes the gradient of its state
-// on.
+// carry <- carry + c: a step past the sample's length passes the gradient of its state on.
 template <class T>
-void pass_on(int64_t K, const T* carry_conv, T* carry) {
-  if (carry_conv == nullptr) return;
-#pragma omp simd
-  for (int64_t k = 0; k < K; ++k) carry[k] = store<T>(load(carry[k]) + load(carry_conv[k]));
+void pass_on(int64_t count, const acc_t<T>* c, T* carry) {
+  for_lanes<acc_t<T>>(
+      count, [&](int64_t k, auto lanes) { store(carry + k, load(carry + k, lanes) + load(c + k, lanes), lanes); });
 }
 
 template <class T>
@@ -138,179 +192,146 @@ void zero(int64_t count, T* x) {
 
 template <class T>
 void candidate_backward(
-    int64_t begin, int64_t end, int64_t K, Valid valid, const T* grad_output, const T* carry_conv,
-    const T* gates, const T* h, T* carry, T* d, T* d_n) {
+    const CandidateBackward<T>& args, int64_t pixel, int64_t channel, int64_t channels, const acc_t<T>* c) {
   using A = acc_t<T>;
-  for (int64_t row = begin; row < end; ++row) {
-    const T* __restrict z_row = gates + row * 3 * K + K;
-    const T* __restrict n_row = z_row + K;
-    const T* __restrict grad_row = grad_output + row * K;
-    const T* __restrict conv_row = carry_conv == nullptr ? nullptr : carry_conv + row * K;
-    const T* __restrict h_row = h == nullptr ? nullptr : h + row * K;
-    T* __restrict carry_row = carry + row * K;
-    T* __restrict d_z_row = d + row * 3 * K + K;
-    T* __restrict d_n_row = d_z_row + K;
-    T* __restrict dense_row = d_n + row * K;
-    if (!valid(row)) {
-      pass_on(K, conv_row, carry_row);
-      zero(2 * K, d_z_row);
-      zero(K, dense_row);
-      continue;
-    }
-#pragma omp simd
-    for (int64_t k = 0; k < K; ++k) {
-      const A z = load(z_row[k]);
-      const A n = load(n_row[k]);
-      const A h_k = h_row == nullptr ? A(0) : load(h_row[k]);
-      const A dh = load(grad_row[k]) + load(carry_row[k]) + (conv_row == nullptr ? A(0) : load(conv_row[k]));
-      const T grad_n = store<T>(dh * z * tanh_derivative(n));
-      d_z_row[k] = store<T>(dh * (n - h_k) * sigmoid_derivative(z));
-      d_n_row[k] = grad_n;
-      dense_row[k] = grad_n;
-      carry_row[k] = store<T>(dh * (A(1) - z));
-    }
+  const int64_t K = args.K, row = pixel * K + channel, gates_row = pixel * 3 * K + channel;
+  T* d_z = args.d + gates_row + K;
+  T* d_n = d_z + K;
+  T* carry = args.carry + row;
+  if (!args.valid(pixel)) {
+    pass_on(channels, c, carry);
+    zero(channels, d_z);
+    zero(channels, d_n);
+    return;
   }
+  const T* z_row = args.gates + gates_row + K;
+  const T* n_row = z_row + K;
+  const T* grad = args.grad_output + row;
+  const T* h = args.h + row;
+  for_lanes<A>(channels, [&](int64_t k, auto lanes) {
+    const Vec<A> z = load(z_row + k, lanes), n = load(n_row + k, lanes);
+    const Vec<A> dh = load(grad + k, lanes) + load(carry + k, lanes) + load(c + k, lanes);
+    store(d_z + k, dh * (n - load(h + k, lanes)) * sigmoid_derivative(z), lanes);
+    store(d_n + k, dh * z * tanh_derivative(n), lanes);
+    store(carry + k, dh * (1 - z), lanes);
+  });
 }
 
 template <class T>
 void reset_update_backward(
-    int64_t begin, int64_t end, int64_t K, const T* g, const T* gates, const T* h, T* carry, T* d, T* d_rz,
-    T* rh) {
+    const ResetUpdateBackward<T>& args, int64_t pixel, int64_t channel, int64_t channels, const acc_t<T>* c) {
   using A = acc_t<T>;
-  for (int64_t row = begin; row < end; ++row) {
-    const T* __restrict r_row = gates + row * 3 * K;
-    T* __restrict d_r_row = d + row * 3 * K;
-    const T* __restrict d_z_row = d_r_row + K;
-    T* __restrict dense_row = d_rz + row * 2 * K;
-    if (h == nullptr) {
-      zero(K, d_r_row);
-      zero(K, dense_row);
-      memcpy(dense_row + K, d_z_row, K * sizeof(T));
-      if (rh != nullptr) zero(K, rh + row * K);
-      continue;
-    }
-    const T* __restrict h_row = h + row * K;
-    const T* __restrict g_row = g + row * K;
-    T* __restrict carry_row = carry + row * K;
-#pragma omp simd
-    for (int64_t k = 0; k < K; ++k) {
-      const A r = load(r_row[k]);
-      const A g_k = load(g_row[k]);
-      const T grad_r = store<T>(g_k * load(h_row[k]) * sigmoid_derivative(r));
-      d_r_row[k] = grad_r;
-      dense_row[k] = grad_r;
-      dense_row[K + k] = d_z_row[k];
-      carry_row[k] = store<T>(load(carry_row[k]) + g_k * r);
-    }
-    if (rh == nullptr) continue;
-    T* __restrict rh_row = rh + row * K;
-#pragma omp simd
-    for (int64_t k = 0; k < K; ++k) rh_row[k] = store<T>(load(r_row[k]) * load(h_row[k]));
-  }
+  const int64_t row = pixel * args.K + channel, gates_row = pixel * 3 * args.K + channel;
+  const T* r_row = args.gates + gates_row;
+  const T* h_row = args.h + row;
+  T* carry = args.carry + row;
+  T* d_r = args.d + gates_row;
+  T* rh = args.rh == nullptr ? nullptr : args.rh + row;
+  for_lanes<A>(channels, [&](int64_t k, auto lanes) {
+    const Vec<A> r = load(r_row + k, lanes), g = load(c + k, lanes), h = load(h_row + k, lanes);
+    store(d_r + k, g * h * sigmoid_derivative(r), lanes);
+    store(carry + k, load(carry + k, lanes) + g * r, lanes);
+    if (rh != nullptr) store(rh + k, r * h, lanes);
+  });
 }
 
 template <class T>
 void cudnn_step_backward(
-    int64_t begin, int64_t end, int64_t K, Valid valid, const T* grad_output, const T* carry_conv,
-    const T* gates, const T* h, T* carry, T* d, T* d_hidden) {
+    const CudnnStepBackward<T>& args, int64_t pixel, int64_t channel, int64_t channels, const acc_t<T>* c) {
   using A = acc_t<T>;
-  for (int64_t row = begin; row < end; ++row) {
-    const T* __restrict gates_row = gates + row * 4 * K;
-    const T* __restrict grad_row = grad_output + row * K;
-    const T* __restrict conv_row = carry_conv == nullptr ? nullptr : carry_conv + row * K;
-    const T* __restrict h_row = h == nullptr ? nullptr : h + row * K;
-    T* __restrict carry_row = carry + row * K;
-    T* __restrict d_row = d + row * 3 * K;
-    T* __restrict hidden_row = d_hidden + row * 3 * K;
-    if (!valid(row)) {
-      pass_on(K, conv_row, carry_row);
-      zero(3 * K, d_row);
-      zero(3 * K, hidden_row);
-      continue;
-    }
-#pragma omp simd
-    for (int64_t k = 0; k < K; ++k) {
-      const A r = load(gates_row[k]);
-      const A z = load(gates_row[K + k]);
-      const A n = load(gates_row[2 * K + k]);
-      const A q = load(gates_row[3 * K + k]);
-      const A h_k = h_row == nullptr ? A(0) : load(h_row[k]);
-      const A dh = load(grad_row[k]) + load(carry_row[k]) + (conv_row == nullptr ? A(0) : load(conv_row[k]));
-      const A grad_n = dh * (A(1) - z) * tanh_derivative(n);
-      const T grad_r = store<T>(grad_n * q * sigmoid_derivative(r));
-      const T grad_z = store<T>(dh * (h_k - n) * sigmoid_derivative(z));
-      d_row[k] = hidden_row[k] = grad_r;
-      d_row[K + k] = hidden_row[K + k] = grad_z;
-      d_row[2 * K + k] = store<T>(grad_n);
-      hidden_row[2 * K + k] = store<T>(grad_n * r);
-      carry_row[k] = store<T>(dh * z);
-    }
+  const int64_t K = args.K, row = pixel * K + channel;
+  const T* gates = args.gates + pixel * 4 * K + channel;
+  T* d = args.d + pixel * 4 * K + channel;
+  T* carry = args.carry + row;
+  if (!args.valid(pixel)) {
+    pass_on(channels, c, carry);
+    for (int gate = 0; gate < 4; ++gate) zero(channels, d + gate * K);
+    return;
   }
+  const T* grad = args.grad_output + row;
+  const T* h_row = args.h + row;
+  for_lanes<A>(channels, [&](int64_t k, auto lanes) {
+    const Vec<A> r = load(gates + k, lanes), z = load(gates + K + k, lanes);
+    const Vec<A> n = load(gates + 2 * K + k, lanes), q = load(gates + 3 * K + k, lanes);
+    const Vec<A> dh = load(grad + k, lanes) + load(carry + k, lanes) + load(c + k, lanes);
+    const Vec<A> d_n = dh * (1 - z) * tanh_derivative(n);
+    store(d + k, d_n * q * sigmoid_derivative(r), lanes);
+    store(d + K + k, dh * (load(h_row + k, lanes) - n) * sigmoid_derivative(z), lanes);
+    store(d + 2 * K + k, d_n, lanes);
+    store(d + 3 * K + k, d_n * r, lanes);
+    store(carry + k, dh * z, lanes);
+  });
 }
 
+// Rows that are summed in one chain, before the sums of chains are added.
+constexpr int64_t kSumChain = 128;
+
 template <class T>
-void add(
-    int64_t begin, int64_t end, int64_t width, T* y, const T* x, int64_t pixels, int64_t image_stride,
-    int64_t pixel_stride) {
-  for (int64_t row = begin; row < end; ++row) {
-    T* __restrict y_row = y + row * width;
-    const T* __restrict x_row = x + row / pixels * image_stride + row % pixels * pixel_stride;
-#pragma omp simd
-    for (int64_t k = 0; k < width; ++k) y_row[k] = store<T>(load(y_row[k]) + load(x_row[k]));
-  }
+void sum_rows(int64_t begin, int64_t end, int64_t rows, int64_t stride, const T* x, acc_t<T>* sums) {
+  using A = acc_t<T>;
+  for_lanes<A>(end - begin, [&](int64_t k, auto lanes) {
+    Vec<A> total = load(sums + begin + k, lanes);
+    for (int64_t first = 0; first < rows; first += kSumChain) {
+      const int64_t last = first + kSumChain < rows ? first + kSumChain : rows;
+      Vec<A> sum{};
+      for (int64_t row = first; row < last; ++row) sum += load(x + row * stride + begin + k, lanes);
+      total += sum;
+    }
+    store(sums + begin + k, total, lanes);
+  });
 }
 
 constexpr int64_t kTransposeTile = 16;
 
-// The part of a transposition that starts at row i0, column j0.
 template <class T>
-void transpose_tile(int64_t i0, int64_t j0, int64_t rows, int64_t columns, const T* x, T* y) {
-  if (i0 + kTransposeTile <= rows &&
-      j0 + kTransposeTile <= columns) {  // of fixed size: stays in vector registers
-    T tile[kTransposeTile][kTransposeTile];
-    for (int64_t i = 0; i < kTransposeTile; ++i) memcpy(tile[i], x + (i0 + i) * columns + j0, sizeof tile[i]);
-    for (int64_t j = 0; j < kTransposeTile; ++j) {
-      T column[kTransposeTile];
-      for (int64_t i = 0; i < kTransposeTile; ++i) column[i] = tile[i][j];
-      memcpy(y + (j0 + j) * rows + i0, column, sizeof column);
+void transpose(int64_t rows, int64_t columns, const T* x, int64_t x_stride, T* y, int64_t y_stride) {
+  // Tiles of fixed size stay in vector registers.
+  const auto tile = [&](int64_t i0, int64_t j0) {
+    if (i0 + kTransposeTile <= rows && j0 + kTransposeTile <= columns) {
+      T block[kTransposeTile][kTransposeTile];
+      for (int64_t i = 0; i < kTransposeTile; ++i)
+        memcpy(block[i], x + (i0 + i) * x_stride + j0, sizeof block[i]);
+      for (int64_t j = 0; j < kTransposeTile; ++j) {
+        T column[kTransposeTile];
+        for (int64_t i = 0; i < kTransposeTile; ++i) column[i] = block[i][j];
+        memcpy(y + (j0 + j) * y_stride + i0, column, sizeof column);
+      }
+      return;
     }
-    return;
-  }
-  for (int64_t j = j0; j < columns && j < j0 + kTransposeTile; ++j)
-    for (int64_t i = i0; i < rows && i < i0 + kTransposeTile; ++i) y[j * rows + i] = x[i * columns + j];
-}
-
-template <class T>
-void transpose(int64_t begin, int64_t end, int64_t rows, int64_t columns, const T* x, T* y) {
-  for (int64_t image = begin; image < end; ++image) {
-    const T* x_image = x + image * rows * columns;
-    T* y_image = y + image * rows * columns;
-    // The longer axis innermost: the other way round every tile would touch new pages.
-    if (columns >= rows) {
-      for (int64_t i0 = 0; i0 < rows; i0 += kTransposeTile)
-        for (int64_t j0 = 0; j0 < columns; j0 += kTransposeTile)
-          transpose_tile(i0, j0, rows, columns, x_image, y_image);
-    } else {
-      for (int64_t j0 = 0; j0 < columns; j0 += kTransposeTile)
-        for (int64_t i0 = 0; i0 < rows; i0 += kTransposeTile)
-          transpose_tile(i0, j0, rows, columns, x_image, y_image);
-    }
+    for (int64_t j = j0; j < columns && j < j0 + kTransposeTile; ++j)
+      for (int64_t i = i0; i < rows && i < i0 + kTransposeTile; ++i) y[j * y_stride + i] = x[i * x_stride + j];
+  };
+  // The longer axis innermost: the other way round every tile would touch new pages.
+  if (columns >= rows) {
+    for (int64_t i0 = 0; i0 < rows; i0 += kTransposeTile)
+      for (int64_t j0 = 0; j0 < columns; j0 += kTransposeTile) tile(i0, j0);
+  } else {
+    for (int64_t j0 = 0; j0 < columns; j0 += kTransposeTile)
+      for (int64_t i0 = 0; i0 < rows; i0 += kTransposeTile) tile(i0, j0);
   }
 }
 
 template <class T>
 constexpr GateKernels<T> make_kernels() {
   return {
-      reset_update<T>,          candidate<T>,           cudnn_step<T>, candidate_backward<T>,
-      reset_update_backward<T>, cudnn_step_backward<T>, add<T>,        transpose<T>,
+      transpose<T>,
+      sum_rows<T>,
+      epilogue<T, StoreSums<T>, store_sums<T>>,
+      epilogue<T, InputGates<T>, input_gates<T>>,
+      reset_update_epilogue<T>,
+      epilogue<T, Candidate<T>, candidate<T>>,
+      epilogue<T, CudnnStep<T>, cudnn_step<T>>,
+      epilogue<T, CandidateBackward<T>, candidate_backward<T>>,
+      epilogue<T, ResetUpdateBackward<T>, reset_update_backward<T>>,
+      epilogue<T, CudnnStepBackward<T>, cudnn_step_backward<T>>,
   };
 }
 
 }  // namespace
 
-extern const GateKernels<float> kFloat = make_kernels<float>();
-extern const GateKernels<double> kDouble = make_kernels<double>();
-extern const GateKernels<bfloat16> kBFloat16 = make_kernels<bfloat16>();
-extern const GateKernels<float16> kFloat16 = make_kernels<float16>();
+extern const GateKernels<float> kFloatGates = make_kernels<float>();
+extern const GateKernels<double> kDoubleGates = make_kernels<double>();
+extern const GateKernels<bfloat16> kBFloat16Gates = make_kernels<bfloat16>();
+extern const GateKernels<float16> kFloat16Gates = make_kernels<float16>();
 
 }  // namespace convgru::cpu::CONVGRU_ISA

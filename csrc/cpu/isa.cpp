@@ -1,17 +1,20 @@
 // Chooses among the instruction sets that the kernels were compiled for.
 #include "capability.h"
+#include "convolution.h"
 #include "gates.h"
-#include "winograd.h"
 
 namespace convgru::cpu {
 
-#define CONVGRU_DECLARE_KERNELS(isa)            \
-  namespace isa {                               \
-  extern const GateKernels<float> kFloat;       \
-  extern const GateKernels<double> kDouble;     \
-  extern const GateKernels<bfloat16> kBFloat16; \
-  extern const GateKernels<float16> kFloat16;   \
-  extern const WinogradKernelSet kWinograd;     \
+#define CONVGRU_DECLARE_KERNELS(isa)                                  \
+  namespace isa {                                                     \
+  extern const GateKernels<float> kFloatGates;                        \
+  extern const GateKernels<double> kDoubleGates;                      \
+  extern const GateKernels<bfloat16> kBFloat16Gates;                  \
+  extern const GateKernels<float16> kFloat16Gates;                    \
+  extern const ConvolutionKernelSet<float> kFloatConvolution;         \
+  extern const ConvolutionKernelSet<double> kDoubleConvolution;       \
+  extern const ConvolutionKernelSet<bfloat16> kBFloat16Convolution;   \
+  extern const ConvolutionKernelSet<float16> kFloat16Convolution;     \
   }
 CONVGRU_DECLARE_KERNELS(generic)
 #if defined(__x86_64__)
@@ -30,33 +33,18 @@ CONVGRU_DECLARE_KERNELS(avx512)
 #define CONVGRU_CHOOSE(kernels) return generic::kernels;
 #endif
 
-template <>
-const GateKernels<float>& gate_kernels() {
-  CONVGRU_CHOOSE(kFloat)
-}
-template <>
-const GateKernels<double>& gate_kernels() {
-  CONVGRU_CHOOSE(kDouble)
-}
-template <>
-const GateKernels<bfloat16>& gate_kernels() {
-  CONVGRU_CHOOSE(kBFloat16)
-}
-template <>
-const GateKernels<float16>& gate_kernels() {
-  CONVGRU_CHOOSE(kFloat16)
-}
-
-namespace {
-const WinogradKernelSet& winograd_kernel_set() {
-  CONVGRU_CHOOSE(kWinograd)
-}
-}  // namespace
-
-const WinogradKernels* winograd_kernels(int64_t kernel_h, int64_t kernel_w) {
-  for (const WinogradKernels& kernels : winograd_kernel_set().schemes)
-    if (kernels.scheme.kernel_h == kernel_h && kernels.scheme.kernel_w == kernel_w) return &kernels;
-  return nullptr;
-}
+#define CONVGRU_DEFINE_CHOICE(type, name)                          \
+  template <>                                                      \
+  const GateKernels<type>& gate_kernels() {                        \
+    CONVGRU_CHOOSE(name##Gates)                                    \
+  }                                                                \
+  template <>                                                      \
+  const ConvolutionKernelSet<type>& convolution_kernels() {        \
+    CONVGRU_CHOOSE(name##Convolution)                              \
+  }
+CONVGRU_DEFINE_CHOICE(float, kFloat)
+CONVGRU_DEFINE_CHOICE(double, kDouble)
+CONVGRU_DEFINE_CHOICE(bfloat16, kBFloat16)
+CONVGRU_DEFINE_CHOICE(float16, kFloat16)
 
 }  // namespace convgru::cpu

@@ -9,7 +9,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <memory>
-#include <utility>
+#include <new>
 
 #pragma GCC target("avx2,fma,f16c")
 #define CONVGRU_ISA avx2
@@ -17,5 +17,5 @@
 #define CONVGRU_VECTOR_BYTES 32
 #define CONVGRU_TILE_ROWS 6
 #include "gates_kernels.inl"
-#include "winograd_kernels.inl"
+#include "convolution_kernels.inl"
 #endif

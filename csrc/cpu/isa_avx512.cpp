@@ -9,7 +9,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <memory>
-#include <utility>
+#include <new>
 
 #pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")
 #define CONVGRU_ISA avx512
@@ -17,5 +17,5 @@
 #define CONVGRU_VECTOR_BYTES 64
 #define CONVGRU_TILE_ROWS 14
 #include "gates_kernels.inl"
-#include "winograd_kernels.inl"
+#include "convolution_kernels.inl"
 #endif

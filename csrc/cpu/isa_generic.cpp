@@ -1,6 +1,13 @@
 // The kernels for any machine.
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <new>
+
 #define CONVGRU_ISA generic
 #define CONVGRU_VECTOR_BYTES 16
 #define CONVGRU_TILE_ROWS 4
 #include "gates_kernels.inl"
-#include "winograd_kernels.inl"
+#include "convolution_kernels.inl"

@@ -1,7 +1,10 @@
 // Storage types of the CPU kernels and the type each computes in.
 #pragma once
 #include <cstdint>
-#include <cstring>
+
+// For functions in headers that the files of all instruction sets share: inlined, they leave no symbol of one
+// instruction set that the linker could choose for another.
+#define CONVGRU_INLINE inline __attribute__((always_inline))
 
 namespace convgru::cpu {
 
@@ -9,8 +12,6 @@ struct bfloat16 {
   uint16_t bits;
 };
 using float16 = _Float16;
-
-namespace {
 
 template <class T>
 struct Accumulate {
@@ -20,35 +21,40 @@ template <>
 struct Accumulate<double> {
   using type = double;
 };
+template <class T>
+using acc_t = typename Accumulate<T>::type;
 
-inline double load(double x) {
+CONVGRU_INLINE float widen(float x) {
   return x;
 }
-inline float load(float x) {
+CONVGRU_INLINE double widen(double x) {
   return x;
 }
-inline float load(float16 x) {
+CONVGRU_INLINE float widen(float16 x) {
   return static_cast<float>(x);
 }
-inline float load(bfloat16 x) {
+CONVGRU_INLINE float widen(bfloat16 x) {
   const uint32_t bits = static_cast<uint32_t>(x.bits) << 16;
   float y;
-  memcpy(&y, &bits, sizeof y);
+  __builtin_memcpy(&y, &bits, sizeof y);
   return y;
 }
 
-template <class T, class A>
-inline T store(A x) {
-  return static_cast<T>(x);
+// Rounds to nearest even.
+CONVGRU_INLINE void narrow(float x, float& y) {
+  y = x;
 }
-// Round to nearest even; a NaN keeps its quiet bit.
-template <>
-inline bfloat16 store<bfloat16, float>(float x) {
+CONVGRU_INLINE void narrow(double x, double& y) {
+  y = x;
+}
+CONVGRU_INLINE void narrow(float x, float16& y) {
+  y = static_cast<float16>(x);
+}
+CONVGRU_INLINE void narrow(float x, bfloat16& y) {
   uint32_t bits;
-  memcpy(&bits, &x, sizeof bits);
+  __builtin_memcpy(&bits, &x, sizeof bits);
   const uint32_t rounded = (bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16;
-  return {static_cast<uint16_t>(x != x ? 0x7FC0u : rounded)};
+  y.bits = static_cast<uint16_t>(x != x ? 0x7FC0u : rounded);
 }
 
-}  // namespace
 }  // namespace convgru::cpu

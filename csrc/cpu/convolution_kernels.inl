@@ -1,0 +1,519 @@
+// The kernels of convolution.h; compiled once for each instruction set, in the namespace CONVGRU_ISA, with
+// products of CONVGRU_TILE_ROWS rows by two vectors, which fill the registers.
+#include "convolution.h"
+#include "winograd_transforms.inl"
+
+namespace convgru::cpu::CONVGRU_ISA {
+namespace {
+
+// Output channels that are multiplied together: two vectors.
+template <class A>
+constexpr int64_t kBlock = 2 * kLanes<A>;
+
+// Additions of a product that follow each other in one chain: rounding errors grow with the length of a
+// chain, so the sums of shorter ones are added.
+constexpr int64_t kChain = 64;
+
+// How the left factor of a product lies in memory: element (row, i) at row * stride + i, or at i * stride +
+// row.
+enum class Layout { kRows, kColumns };
+
+// c [kRows][kVectors] (+)= a [kRows][depth] times b [depth][kVectors]; rows of b and c are 2 vectors apart.
+template <Layout kLayout, int kRows, int kVectors, class A>
+inline void multiply(const A* a, int64_t stride, const A* b, A* c, int64_t depth, bool accumulate) {
+  Vec<A> sum[kRows][kVectors];
+#pragma GCC unroll 16
+  for (int row = 0; row < kRows; ++row)
+    for (int v = 0; v < kVectors; ++v) sum[row][v] = Vec<A>{};
+  for (int64_t i = 0; i < depth; ++i) {
+    Vec<A> right[kVectors];
+    for (int v = 0; v < kVectors; ++v) {
+      right[v] = load_vec(b + (2 * i + v) * kLanes<A>);
+      __builtin_prefetch(b + (2 * (i + kChain) + v) * kLanes<A>);  // of the next chain
+    }
+#pragma GCC unroll 16
+    for (int row = 0; row < kRows; ++row) {
+      const Vec<A> left = splat(kLayout == Layout::kRows ? a[row * stride + i] : a[i * stride + row]);
+      for (int v = 0; v < kVectors; ++v) sum[row][v] = fma_vec(left, right[v], sum[row][v]);
+    }
+  }
+#pragma GCC unroll 16
+  for (int row = 0; row < kRows; ++row)
+    for (int v = 0; v < kVectors; ++v) {
+      A* target = c + (2 * row + v) * kLanes<A>;
+      store_vec(target, accumulate ? load_vec(target) + sum[row][v] : sum[row][v]);
+    }
+}
+
+template <Layout kLayout, int kRows, int kVectors, class A>
+void multiply_rows(
+    int64_t rows, const A* a, int64_t stride, const A* b, A* c, int64_t depth, bool accumulate) {
+  if constexpr (kRows > 0) {
+    if (rows == kRows)
+      multiply<kLayout, kRows, kVectors>(a, stride, b, c, depth, accumulate);
+    else
+      multiply_rows<kLayout, kRows - 1, kVectors>(rows, a, stride, b, c, depth, accumulate);
+  }
+}
+
+// A product of any size. For each chain, whose part of b fits the first-level cache, the rows in as few
+// passes as the registers allow, and those as even as possible.
+template <Layout kLayout, int kVectors, class A>
+void multiply_all(
+    int64_t rows, const A* a, int64_t stride, const A* b, A* c, int64_t depth, bool accumulate) {
+  const int64_t passes = (rows + CONVGRU_TILE_ROWS - 1) / CONVGRU_TILE_ROWS;
+  for (int64_t first = 0; first < depth; first += kChain) {
+    const int64_t length = first + kChain < depth ? kChain : depth - first;
+    for (int64_t pass = 0; pass < passes; ++pass) {
+      const int64_t row = rows * pass / passes, end = rows * (pass + 1) / passes;
+      const int64_t offset = kLayout == Layout::kRows ? row * stride + first : first * stride + row;
+      multiply_rows<kLayout, CONVGRU_TILE_ROWS, kVectors>(
+          end - row, a + offset, stride, b + first * kBlock<A>, c + row * kBlock<A>, length,
+          accumulate || first > 0);
+    }
+  }
+}
+
+// The product of the rows of a panel with one block of output channels, of which `channels` count.
+template <Layout kLayout, class A>
+void multiply_block(
+    int64_t channels, int64_t rows, const A* a, int64_t stride, const A* b, A* c, int64_t depth,
+    bool accumulate) {
+  if (channels > kLanes<A>)
+    multiply_all<kLayout, 2>(rows, a, stride, b, c, depth, accumulate);
+  else
+    multiply_all<kLayout, 1>(rows, a, stride, b, c, depth, accumulate);
+}
+
+// Where a tile lies: its image and the first of its outputs.
+struct TilePosition {
+  int64_t image, top, left;
+};
+
+template <Scheme kScheme>
+inline TilePosition tile_position(int64_t tile, int64_t height, int64_t width) {
+  const int64_t tiles_w = kScheme.tiles_w(width), tiles_image = kScheme.tiles_h(height) * tiles_w;
+  const int64_t image = tile / tiles_image, rest = tile % tiles_image;
+  return {image, rest / tiles_w * kScheme.tile_h, rest % tiles_w * kScheme.tile_w};
+}
+
+// Addresses of the pixels of a window of images (height,width), `zeros` for those outside.
+template <int kRows, int kColumns, class T>
+inline void window(
+    int64_t image, int64_t top, int64_t left, int64_t height, int64_t width, const T* x, int64_t stride,
+    const T* zeros, const T** pixels) {
+  const T* corner = x + ((image * height + top) * width + left) * stride;
+  if (top >= 0 && top + kRows <= height && left >= 0 && left + kColumns <= width) {
+    for (int a = 0; a < kRows; ++a)
+      for (int b = 0; b < kColumns; ++b) pixels[kColumns * a + b] = corner + (a * width + b) * stride;
+    return;
+  }
+  for (int a = 0; a < kRows; ++a) {
+    const bool row_inside = top + a >= 0 && top + a < height;
+    for (int b = 0; b < kColumns; ++b) {
+      const bool inside = row_inside && left + b >= 0 && left + b < width;
+      pixels[kColumns * a + b] = inside ? corner + (a * width + b) * stride : zeros;
+    }
+  }
+}
+
+// The transformed inputs of one tile, at target; a position of the transformed tile is position_stride from
+// the next. Writes up to a vector beyond the channels.
+template <class T, Scheme kScheme>
+inline void winograd_panel_row(
+    TilePosition tile, int64_t height, int64_t width, const Source<T>& x, const T* zeros, acc_t<T>* target,
+    int64_t position_stride) {
+  using Rows = Transform<kScheme.tile_h, kScheme.kernel_h>;
+  using Columns = Transform<kScheme.tile_w, kScheme.kernel_w>;
+  constexpr int kInputH = kScheme.input_h(), kInputW = kScheme.input_w(), kPositions = kScheme.positions();
+  const T* pixels[kPositions];
+  window<kInputH, kInputW>(
+      tile.image, tile.top - kScheme.kernel_h / 2, tile.left - kScheme.kernel_w / 2, height, width, x.data,
+      x.pixel_stride, zeros, pixels);
+  for_lanes<float>(x.channels, [&](int64_t channel, auto lanes) {
+    FloatVec d[kPositions];
+    for (int position = 0; position < kPositions; ++position)
+      d[position] = load(pixels[position] + channel, lanes);
+    for (int b = 0; b < kInputW; ++b) Rows::input(d + b, kInputW);
+    for (int a = 0; a < kInputH; ++a) Columns::input(d + kInputW * a, 1);
+    for (int position = 0; position < kPositions; ++position)
+      store_vec(target + position * position_stride + channel, d[position]);
+  });
+}
+
+// The inputs of one pixel, tap after tap. Writes up to a vector beyond the channels.
+template <class T>
+inline void direct_panel_row(
+    TilePosition pixel, int64_t height, int64_t width, int64_t kernel_h, int64_t kernel_w, const Source<T>& x,
+    acc_t<T>* target) {
+  using A = acc_t<T>;
+  for (int64_t a = 0; a < kernel_h; ++a)
+    for (int64_t b = 0; b < kernel_w; ++b) {
+      const int64_t row = pixel.top + a - kernel_h / 2, column = pixel.left + b - kernel_w / 2;
+      if (row >= 0 && row < height && column >= 0 && column < width) {
+        const T* source = x.data + ((pixel.image * height + row) * width + column) * x.pixel_stride;
+        for_lanes<A>(x.channels, [&](int64_t channel, auto lanes) {
+          store_vec(target + channel, load(source + channel, lanes));
+        });
+      } else {
+        for (int64_t channel = 0; channel < x.channels; channel += kLanes<A>)
+          store_vec(target + channel, Vec<A>{});
+      }
+      target += x.channels;
+    }
+}
+
+template <class T, Scheme kScheme>
+inline void panel_row(
+    int64_t tile, int64_t height, int64_t width, int64_t kernel_h, int64_t kernel_w, const Source<T>& x,
+    const T* zeros, acc_t<T>* target, int64_t position_stride) {
+  const TilePosition position = tile_position<kScheme>(tile, height, width);
+  if constexpr (kScheme.direct())
+    direct_panel_row(position, height, width, kernel_h, kernel_w, x, target);
+  else
+    winograd_panel_row<T, kScheme>(position, height, width, x, zeros, target, position_stride);
+}
+
+template <class T, Scheme kScheme>
+void pack(int64_t begin, int64_t end, const Weights<T>& weights, acc_t<T>* packed) {
+  using A = acc_t<T>;
+  constexpr int kMostTaps = kScheme.direct() ? 1 : kScheme.kernel_h * kScheme.kernel_w;
+  constexpr int kPositions = kScheme.positions();
+  const int64_t kernel_h = weights.kernel_h, kernel_w = weights.kernel_w, taps = kernel_h * kernel_w;
+  const int64_t depth = kScheme.direct() ? taps * weights.in : weights.in;
+  for (int64_t half = 2 * begin; half < 2 * end; ++half) {
+    const int64_t block = half / 2, first = half * kLanes<A>;
+    for (int p = 0; p < weights.count; ++p) {
+      const WeightPart<T>& part = weights.parts[p];
+      int64_t offsets[kLanes<A>];  // of the lanes' output channels, or -1
+      for (int lane = 0; lane < kLanes<A>; ++lane) {
+        const int32_t out = first + lane < weights.out ? part.outs[first + lane] : -1;
+        offsets[lane] = out < 0 ? -1 : out * part.out_stride;
+      }
+      const auto gather = [&](int64_t i, int64_t a, int64_t b) {
+        T row[kLanes<A>] = {};
+        const T* source = part.data + i * part.in_stride + a * part.row_stride + b * part.column_stride;
+        for (int lane = 0; lane < kLanes<A>; ++lane)
+          if (offsets[lane] >= 0) row[lane] = source[offsets[lane]];
+        return load_vec(row);
+      };
+      const auto target = [&](int position, int64_t row) {
+        return packed + ((block * kPositions + position) * depth + row) * kBlock<A> + half % 2 * kLanes<A>;
+      };
+      for (int64_t i = 0; i < part.channels; ++i) {
+        if constexpr (kScheme.direct()) {
+          for (int64_t tap = 0; tap < taps; ++tap)
+            store_vec(
+                target(0, taps * part.first + tap * part.channels + i),
+                gather(i, tap / kernel_w, tap % kernel_w));
+        } else {
+          using Rows = Transform<kScheme.tile_h, kScheme.kernel_h>;
+          using Columns = Transform<kScheme.tile_w, kScheme.kernel_w>;
+          constexpr int kKernelW = kScheme.kernel_w;
+          constexpr int kInputH = kScheme.input_h(), kInputW = kScheme.input_w();
+          FloatVec g[kMostTaps], partial[kInputH * kKernelW], u[kPositions];
+          for (int tap = 0; tap < kMostTaps; ++tap) g[tap] = gather(i, tap / kKernelW, tap % kKernelW);
+          for (int b = 0; b < kKernelW; ++b) Rows::weight(g + b, kKernelW, partial + b, kKernelW);
+          for (int a = 0; a < kInputH; ++a) Columns::weight(partial + kKernelW * a, 1, u + kInputW * a, 1);
+          for (int position = 0; position < kPositions; ++position)
+            store_vec(target(position, part.first + i), u[position]);
+        }
+      }
+    }
+  }
+}
+
+// Collects the sums of pixels until there are enough for a call of the epilogue.
+template <class T>
+class Sums {
+ public:
+  using A = acc_t<T>;
+
+  Sums(const Epilogue<T>& epilogue, int64_t channel, int64_t channels)
+      : epilogue_(epilogue), channel_(channel), channels_(channels) {}
+
+  // Before the pixels of one tile are added: none of them may be flushed before the others are there.
+  void make_room(int64_t count) {
+    if (count_ + count > kEpiloguePixels) flush();
+  }
+
+  // Room for kBlock sums of one more pixel.
+  A* add(int64_t pixel) {
+    pixels_[count_] = pixel;
+    return c_ + count_++ * kBlock<A>;
+  }
+
+  void flush() {
+    if (count_ > 0)
+      epilogue_.apply(epilogue_.arguments, pixels_, count_, channel_, channels_, c_, kBlock<A>);
+    count_ = 0;
+  }
+
+ private:
+  const Epilogue<T>& epilogue_;
+  int64_t channel_, channels_, count_ = 0;
+  int64_t pixels_[kEpiloguePixels];
+  alignas(64) A c_[kEpiloguePixels * kBlock<A>];
+};
+
+// The products of `count` tiles [positions][tiles_per_block][kBlock], transformed back, to the epilogue.
+template <class T, Scheme kScheme>
+void winograd_sums(
+    int64_t first_tile, int64_t count, const Work& p, const float* products, int64_t channel,
+    int64_t channels, const Epilogue<T>& epilogue) {
+  using Rows = Transform<kScheme.tile_h, kScheme.kernel_h>;
+  using Columns = Transform<kScheme.tile_w, kScheme.kernel_w>;
+  constexpr int kTileH = kScheme.tile_h, kTileW = kScheme.tile_w;
+  constexpr int kInputW = kScheme.input_w(), kPositions = kScheme.positions();
+  static_assert(kTileH * kTileW <= kEpiloguePixels);
+  Sums<T> sums(epilogue, channel, channels);
+  const int halves = channels > kLanes<float> ? 2 : 1;
+  for (int64_t tile = 0; tile < count; ++tile) {
+    const auto [image, top, left] = tile_position<kScheme>(first_tile + tile, p.height, p.width);
+    const int64_t corner = (image * p.height + top) * p.width + left;
+    sums.make_room(kTileH * kTileW);
+    float* targets[kTileH * kTileW];
+    for (int64_t a = 0; a < kTileH; ++a)
+      for (int64_t b = 0; b < kTileW; ++b)
+        targets[kTileW * a + b] =
+            top + a < p.height && left + b < p.width ? sums.add(corner + a * p.width + b) : nullptr;
+    for (int half = 0; half < halves; ++half) {
+      FloatVec m[kPositions], partial[kTileH * kInputW], y[kTileH * kTileW];
+      for (int position = 0; position < kPositions; ++position)
+        m[position] =
+            load_vec(products + (position * p.tiles_per_block + tile) * kBlock<float> + half * kLanes<float>);
+      for (int b = 0; b < kInputW; ++b) Rows::output(m + b, kInputW, partial + b, kInputW);
+      for (int a = 0; a < kTileH; ++a) Columns::output(partial + kInputW * a, 1, y + kTileW * a, 1);
+      for (int pixel = 0; pixel < kTileH * kTileW; ++pixel)
+        if (targets[pixel] != nullptr) store_vec(targets[pixel] + half * kLanes<float>, y[pixel]);
+    }
+  }
+  sums.flush();
+}
+
+template <class T>
+void direct_sums(
+    int64_t first_pixel, int64_t count, const acc_t<T>* products, int64_t channel, int64_t channels,
+    const Epilogue<T>& epilogue) {
+  for (int64_t first = 0; first < count; first += kEpiloguePixels) {
+    int64_t pixels[kEpiloguePixels];
+    for (int64_t i = 0; i < kEpiloguePixels; ++i) pixels[i] = first_pixel + first + i;
+    const int64_t some = count - first < kEpiloguePixels ? count - first : kEpiloguePixels;
+    epilogue.apply(
+        epilogue.arguments, pixels, some, channel, channels, products + first * kBlock<acc_t<T>>,
+        kBlock<acc_t<T>>);
+  }
+}
+
+template <class T, Scheme kScheme>
+void convolve(
+    int64_t begin, int64_t end, const Work& p, const Input<T>& input, int64_t out, int64_t narrow_from,
+    const acc_t<T>* packed, const Epilogue<T>& epilogue) {
+  using A = acc_t<T>;
+  constexpr int kPositions = kScheme.positions();
+  const int64_t taps = kScheme.direct() ? p.kernel_h * p.kernel_w : 1;
+  const int64_t in = input.channels(), depth = taps * in, narrow_depth = taps * input.sources[0].channels;
+  const int64_t tiles = p.tiles(kScheme), tile_count = p.tiles_per_block;
+  const int64_t blocks = (out + kBlock<A> - 1) / kBlock<A>, stride = panel_stride<A>(depth);
+  const int64_t unit = p.channel_unit > kBlock<A> ? p.channel_unit / kBlock<A> : 1;  // blocks
+  const int64_t units = (blocks + unit - 1) / unit;
+  A* panel = scratch<A>(kPositions * tile_count * (stride + kBlock<A>) + in);
+  A* products = panel + kPositions * tile_count * stride;
+  A* zeros = products + kPositions * tile_count * kBlock<A>;
+  for (int64_t i = 0; i < in; ++i) zeros[i] = A(0);
+
+  int64_t tile_block_of_panel = -1;
+  for (int64_t item = begin; item < end; ++item) {
+    const int64_t tile_block = item / p.channel_splits, split = item % p.channel_splits;
+    const int64_t first_tile = tile_block * tile_count;
+    const int64_t count = first_tile + tile_count < tiles ? tile_count : tiles - first_tile;
+
+    if (tile_block != tile_block_of_panel) {
+      tile_block_of_panel = tile_block;
+      for (int64_t tile = 0; tile < count; ++tile) {
+        A* target = panel + tile * stride;
+        for (int s = 0; s < input.count; ++s) {
+          panel_row<T, kScheme>(
+              first_tile + tile, p.height, p.width, p.kernel_h, p.kernel_w, input.sources[s],
+              reinterpret_cast<const T*>(zeros), target, tile_count * stride);
+          target += taps * input.sources[s].channels;
+        }
+      }
+    }
+
+    const auto split_begin = [&](int64_t i) {
+      const int64_t block = units * i / p.channel_splits * unit;
+      return block < blocks ? block : blocks;
+    };
+    for (int64_t block = split_begin(split); block < split_begin(split + 1); ++block) {
+      const int64_t channel = block * kBlock<A>;
+      const int64_t channels = out - channel < kBlock<A> ? out - channel : kBlock<A>;
+      for (int position = 0; position < kPositions; ++position)
+        multiply_block<Layout::kRows>(
+            channels, count, panel + position * tile_count * stride, stride,
+            packed + (block * kPositions + position) * depth * kBlock<A>,
+            products + position * tile_count * kBlock<A>, channel >= narrow_from ? narrow_depth : depth,
+            false);
+      if constexpr (kScheme.direct())
+        direct_sums(first_tile, count, products, channel, channels, epilogue);
+      else
+        winograd_sums<T, kScheme>(first_tile, count, p, products, channel, channels, epilogue);
+    }
+  }
+}
+
+template <class T>
+void without_sums(int64_t begin, int64_t end, int64_t out, const Epilogue<T>& epilogue) {
+  using A = acc_t<T>;
+  alignas(64) static constexpr A kZeros[kEpiloguePixels * kBlock<A>] = {};
+  for (int64_t first = begin; first < end; first += kEpiloguePixels) {
+    int64_t pixels[kEpiloguePixels];
+    for (int64_t i = 0; i < kEpiloguePixels; ++i) pixels[i] = first + i;
+    const int64_t count = end - first < kEpiloguePixels ? end - first : kEpiloguePixels;
+    for (int64_t channel = 0; channel < out; channel += kBlock<A>)
+      epilogue.apply(
+          epilogue.arguments, pixels, count, channel, out - channel < kBlock<A> ? out - channel : kBlock<A>,
+          kZeros, kBlock<A>);
+  }
+}
+
+template <class T, Scheme kScheme>
+void gradient_panels(
+    int64_t begin, int64_t end, const GradientWork& p, int64_t first_tile, const Source<T>& x,
+    const Source<T>& grad, acc_t<T>* x_panel, acc_t<T>* grad_panel) {
+  using A = acc_t<T>;
+  constexpr int kPositions = kScheme.positions();
+  const int64_t stride = panel_stride<A>(p.depth(kScheme)), blocks = (p.out + kBlock<A> - 1) / kBlock<A>;
+  const int64_t channels = p.in > p.out ? p.in : p.out;
+  A* memory = scratch<A>(channels);
+  for (int64_t i = 0; i < channels; ++i) memory[i] = A(0);
+  const T* zeros = reinterpret_cast<const T*>(memory);
+  const auto grad_target = [&](int position, int64_t tile, int64_t channel) {
+    const int64_t block = channel / kBlock<A>;
+    return grad_panel + ((position * blocks + block) * p.tiles_per_chunk + tile) * kBlock<A> +
+           channel % kBlock<A>;
+  };
+  for (int64_t tile = begin; tile < end; ++tile) {
+    panel_row<T, kScheme>(
+        first_tile + tile, p.height, p.width, p.kernel_h, p.kernel_w, x, zeros, x_panel + tile * stride,
+        p.tiles_per_chunk * stride);
+    if constexpr (kScheme.direct()) {
+      const T* source = grad.data + (first_tile + tile) * grad.pixel_stride;
+      for_lanes<A>(p.out, [&](int64_t channel, auto lanes) {
+        store_vec(grad_target(0, tile, channel), load(source + channel, lanes));
+      });
+    } else {
+      using Rows = Transform<kScheme.tile_h, kScheme.kernel_h>;
+      using Columns = Transform<kScheme.tile_w, kScheme.kernel_w>;
+      constexpr int kTileH = kScheme.tile_h, kTileW = kScheme.tile_w;
+      constexpr int kInputH = kScheme.input_h(), kInputW = kScheme.input_w();
+      const auto [image, top, left] = tile_position<kScheme>(first_tile + tile, p.height, p.width);
+      const T* pixels[kTileH * kTileW];
+      window<kTileH, kTileW>(
+          image, top, left, p.height, p.width, grad.data, grad.pixel_stride, zeros, pixels);
+      for_lanes<float>(p.out, [&](int64_t channel, auto lanes) {
+        FloatVec y[kTileH * kTileW], partial[kInputH * kTileW], u[kPositions];
+        for (int pixel = 0; pixel < kTileH * kTileW; ++pixel) y[pixel] = load(pixels[pixel] + channel, lanes);
+        for (int b = 0; b < kTileW; ++b) Rows::output_gradient(y + b, kTileW, partial + b, kTileW);
+        for (int a = 0; a < kInputH; ++a)
+          Columns::output_gradient(partial + kTileW * a, 1, u + kInputW * a, 1);
+        for (int position = 0; position < kPositions; ++position)
+          store_vec(grad_target(position, tile, channel), u[position]);
+      });
+    }
+  }
+}
+
+template <class A, Scheme kScheme>
+void gradient_products(
+    int64_t begin, int64_t end, const GradientWork& p, int64_t count, bool accumulate, const A* x_panel,
+    const A* grad_panel, A* sums) {
+  const int64_t depth = p.depth(kScheme), stride = panel_stride<A>(depth);
+  const int64_t blocks = (p.out + kBlock<A> - 1) / kBlock<A>;
+  for (int64_t item = begin; item < end; ++item) {
+    const int64_t product = item / p.row_splits, split = item % p.row_splits;
+    const int64_t position = product / blocks, block = product % blocks;
+    const int64_t first = depth * split / p.row_splits, last = depth * (split + 1) / p.row_splits;
+    multiply_block<Layout::kColumns>(
+        p.out - block * kBlock<A>, last - first, x_panel + position * p.tiles_per_chunk * stride + first,
+        stride, grad_panel + product * p.tiles_per_chunk * kBlock<A>,
+        sums + (product * depth + first) * kBlock<A>, count, accumulate);
+  }
+}
+
+template <class T, Scheme kScheme>
+void gradient_finish(
+    int64_t begin, int64_t end, const GradientWork& p, const acc_t<T>* sums, T* gradient) {
+  using A = acc_t<T>;
+  const int64_t blocks = (p.out + kBlock<A> - 1) / kBlock<A>, taps = p.kernel_h * p.kernel_w;
+  const int64_t depth = p.depth(kScheme);
+  for (int64_t half = 2 * begin; half < 2 * end; ++half) {
+    const int64_t block = half / 2, first = half * kLanes<A>;
+    const int64_t lanes = p.out - first < kLanes<A> ? p.out - first : kLanes<A>;  // negative: none
+    const auto source = [&](int position, int64_t row) {
+      return sums + ((position * blocks + block) * depth + row) * kBlock<A> + half % 2 * kLanes<A>;
+    };
+    const auto put = [&](int64_t i, int64_t tap, Vec<A> value) {
+      T row[kLanes<A>];
+      store_vec(row, value);
+      for (int64_t lane = 0; lane < lanes; ++lane)
+        gradient[((first + lane) * p.in + i) * taps + tap] = row[lane];
+    };
+    for (int64_t i = 0; i < p.in && lanes > 0; ++i) {
+      if constexpr (kScheme.direct()) {
+        for (int64_t tap = 0; tap < taps; ++tap) put(i, tap, load_vec(source(0, tap * p.in + i)));
+      } else {
+        using Rows = Transform<kScheme.tile_h, kScheme.kernel_h>;
+        using Columns = Transform<kScheme.tile_w, kScheme.kernel_w>;
+        constexpr int kKernelH = kScheme.kernel_h, kKernelW = kScheme.kernel_w;
+        constexpr int kInputW = kScheme.input_w(), kPositions = kScheme.positions();
+        FloatVec m[kPositions], partial[kKernelH * kInputW], g[kKernelH * kKernelW];
+        for (int position = 0; position < kPositions; ++position) m[position] = load_vec(source(position, i));
+        for (int b = 0; b < kInputW; ++b) Rows::weight_gradient(m + b, kInputW, partial + b, kInputW);
+        for (int a = 0; a < kKernelH; ++a)
+          Columns::weight_gradient(partial + kInputW * a, 1, g + kKernelW * a, 1);
+        for (int tap = 0; tap < kKernelH * kKernelW; ++tap) put(i, tap, g[tap]);
+      }
+    }
+  }
+}
+
+template <class T, Scheme kScheme>
+constexpr ConvolutionKernels<T> kernels_of() {
+  return {
+      kScheme,
+      kBlock<acc_t<T>>,
+      pack<T, kScheme>,
+      convolve<T, kScheme>,
+      gradient_panels<T, kScheme>,
+      gradient_products<acc_t<T>, kScheme>,
+      gradient_finish<T, kScheme>};
+}
+
+constexpr Scheme kDirectScheme{Algorithm::kDirect, 1, 1, 0, 0};
+
+template <class T>
+constexpr ConvolutionKernelSet<T> winograd_and_direct() {
+  return {
+      kernels_of<T, kDirectScheme>(),
+      {
+          kernels_of<T, Scheme{Algorithm::kWinograd4, 4, 4, 3, 3}>(),
+          kernels_of<T, Scheme{Algorithm::kWinograd4, 1, 4, 1, 5}>(),
+          kernels_of<T, Scheme{Algorithm::kWinograd4, 4, 1, 5, 1}>(),
+          kernels_of<T, Scheme{Algorithm::kWinograd2, 2, 2, 3, 3}>(),
+          kernels_of<T, Scheme{Algorithm::kWinograd2, 1, 2, 1, 5}>(),
+          kernels_of<T, Scheme{Algorithm::kWinograd2, 2, 1, 5, 1}>(),
+      },
+      6,
+      without_sums<T>};
+}
+
+}  // namespace
+
+extern const ConvolutionKernelSet<float> kFloatConvolution = winograd_and_direct<float>();
+extern const ConvolutionKernelSet<bfloat16> kBFloat16Convolution = winograd_and_direct<bfloat16>();
+extern const ConvolutionKernelSet<float16> kFloat16Convolution = winograd_and_direct<float16>();
+extern const ConvolutionKernelSet<double> kDoubleConvolution = {
+    kernels_of<double, kDirectScheme>(), {}, 0, without_sums<double>};
+
+}  // namespace convgru::cpu::CONVGRU_ISA

@@ -1,0 +1,154 @@
+// Memory formats: between the caller's images (...,C,H,W) and the channels-last memory (...,H,W,C) in which the
+// kernels work.
+#pragma once
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <algorithm>
+#include <cstring>
+#include <optional>
+#include <vector>
+
+#include "gates.h"
+#include "memory.h"
+
+namespace convgru::cpu {
+
+namespace stable = torch::stable;
+using stable::Tensor;
+using Optional = std::optional<Tensor>;
+
+template <class T>
+T* data(const Tensor& tensor) {
+  return static_cast<T*>(tensor.data_ptr());
+}
+
+// Runs f(begin, end) on [0, rows) in parallel; width elements a row. A thread gets at least 16k elements:
+// less is not worth waking it.
+template <class F>
+void parallel_rows(int64_t rows, int64_t width, const F& f) {
+  stable::parallel_for(0, rows, std::max<int64_t>(1, (16 << 10) / std::max<int64_t>(1, width)), f);
+}
+
+// The same test as _is_channels_last in convgru_fused/ops.py.
+inline bool is_channels_last(const Tensor& images) {
+  return images.stride(images.dim() - 3) == 1;
+}
+
+// Strides that a dense channels-last (...,C,H,W) has, up to axes of size 1.
+inline bool is_dense_channels_last(const Tensor& images) {
+  const int64_t dim = images.dim();
+  int64_t expected = 1;
+  std::vector<int64_t> order{dim - 3, dim - 1, dim - 2};
+  for (int64_t axis = dim - 4; axis >= 0; --axis) order.push_back(axis);
+  for (const int64_t axis : order) {
+    if (images.size(axis) != 1 && images.stride(axis) != expected) return false;
+    expected *= images.size(axis);
+  }
+  return true;
+}
+
+inline std::vector<int64_t> sizes(const Tensor& tensor) {
+  return {tensor.sizes().begin(), tensor.sizes().end()};
+}
+
+// An uninitialised (...,C,H,W) like `like`, whose memory is a dense (...,H,W,C) or contiguous.
+inline Tensor empty_images(const Tensor& like, std::vector<int64_t> shape, bool channels_last) {
+  if (!channels_last) return stable::new_empty(like, shape);
+  std::rotate(shape.end() - 3, shape.end() - 2, shape.end());
+  const Tensor memory = stable::new_empty(like, shape);
+  const int64_t dim = memory.dim();
+  return stable::transpose(stable::transpose(memory, dim - 2, dim - 1), dim - 3, dim - 2);
+}
+
+// One image of `channels` by `pixels` elements: (C,H,W) or, channels last, (H,W,C). No data: zeros.
+template <class T>
+struct Image {
+  const T* data;
+  bool channels_last;
+};
+
+// A tensor (...,C,H,W) as a sequence of images, read where they lie; other strides than the two usual ones are
+// copied first.
+template <class T>
+class Images {
+ public:
+  explicit Images(const Tensor& images)
+      : channels_last_(is_dense_channels_last(images)),
+        memory_(channels_last_ ? images : stable::contiguous(images)),
+        channels(images.size(images.dim() - 3)),
+        pixels(images.size(images.dim() - 2) * images.size(images.dim() - 1)) {}
+
+  Image<T> operator[](int64_t i) const { return {data<T>(memory_) + i * channels * pixels, channels_last_}; }
+
+  // The images [first, first+count), channels last: where they are if that is their format, else in buffer.
+  const T* channels_last(int64_t first, int64_t count, Buffer<T>& buffer) const;
+
+ private:
+  bool channels_last_;
+  Tensor memory_;
+
+ public:
+  const int64_t channels, pixels;
+};
+
+// Pieces of an image that are transposed at a time, so that one image can occupy all threads.
+constexpr int64_t kTransposePixels = 512;
+
+// Gathers images into dense channels-last memory (count,pixels,channels).
+template <class T>
+void to_channels_last(
+    const std::vector<Image<T>>& images, int64_t channels, int64_t pixels, T* target) {
+  const int64_t pieces = (pixels + kTransposePixels - 1) / kTransposePixels;
+  const int64_t count = static_cast<int64_t>(images.size());
+  parallel_rows(count * pieces, channels * std::min(pixels, kTransposePixels), [&](int64_t begin, int64_t end) {
+    for (int64_t item = begin; item < end; ++item) {
+      const Image<T>& image = images[item / pieces];
+      const int64_t first = item % pieces * kTransposePixels, some = std::min(kTransposePixels, pixels - first);
+      T* piece = target + (item / pieces * pixels + first) * channels;
+      if (image.data == nullptr)
+        memset(static_cast<void*>(piece), 0, some * channels * sizeof(T));
+      else if (image.channels_last)
+        memcpy(static_cast<void*>(piece), image.data + first * channels, some * channels * sizeof(T));
+      else
+        gate_kernels<T>().transpose(channels, some, image.data + first, pixels, piece, channels);
+    }
+  });
+}
+
+template <class T>
+const T* Images<T>::channels_last(int64_t first, int64_t count, Buffer<T>& buffer) const {
+  if (channels_last_) return (*this)[first].data;
+  if (buffer.get() == nullptr) buffer = Buffer<T>(count * channels * pixels);
+  std::vector<Image<T>> images;
+  for (int64_t i = 0; i < count; ++i) images.push_back((*this)[first + i]);
+  to_channels_last(images, channels, pixels, buffer.get());
+  return buffer.get();
+}
+
+// Spreads channels-last memory, `stride` elements a pixel, into contiguous images (count,channels,pixels) or,
+// channels last, (count,pixels,channels).
+template <class T>
+void from_channels_last(
+    const T* memory, int64_t stride, int64_t count, int64_t channels, int64_t pixels, bool channels_last,
+    T* target) {
+  const int64_t pieces = (pixels + kTransposePixels - 1) / kTransposePixels;
+  parallel_rows(count * pieces, channels * std::min(pixels, kTransposePixels), [&](int64_t begin, int64_t end) {
+    for (int64_t item = begin; item < end; ++item) {
+      const int64_t image = item / pieces, first = item % pieces * kTransposePixels;
+      const int64_t some = std::min(kTransposePixels, pixels - first);
+      const T* piece = memory + (image * pixels + first) * stride;
+      T* target_image = target + image * pixels * channels;
+      if (!channels_last) {
+        gate_kernels<T>().transpose(some, channels, piece, stride, target_image + first, pixels);
+        continue;
+      }
+      for (int64_t pixel = 0; pixel < some; ++pixel)
+        memcpy(
+            static_cast<void*>(target_image + (first + pixel) * channels), piece + pixel * stride,
+            channels * sizeof(T));
+    }
+  });
+}
+
+}  // namespace convgru::cpu

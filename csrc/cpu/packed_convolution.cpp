@@ -1,0 +1,193 @@
+#include "packed_convolution.h"
+
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <numeric>
+
+#include "gates.h"
+
+namespace convgru::cpu {
+namespace {
+
+template <class T>
+const T* data(const Tensor& tensor) {
+  return static_cast<const T*>(tensor.data_ptr());
+}
+
+std::vector<int32_t> range(int64_t first, int64_t count) {
+  std::vector<int32_t> values(count);
+  std::iota(values.begin(), values.end(), static_cast<int32_t>(first));
+  return values;
+}
+
+// Some input channels of a packed weight from a weight (O,I,kh,kw).
+template <class T>
+WeightPart<T> part_of(const Tensor& weight, const std::vector<int32_t>& outs, int64_t first) {
+  return {data<T>(weight),  weight.stride(0), weight.stride(1), weight.stride(2),
+          weight.stride(3), outs.data(),      first,            weight.size(1)};
+}
+
+template <class T>
+WeightMemory<T> memory_of(const WeightRows& rows) {
+  return {data<T>(rows.weight) + rows.first * rows.weight.stride(0), rows.count * rows.weight.stride(0)};
+}
+
+}  // namespace
+
+template <class T>
+PackedConvolution<T>::PackedConvolution(
+    const Parts& parts, const std::vector<WeightMemory<T>>& memory, int64_t in, int64_t out,
+    int64_t narrow_from, int64_t channel_unit, ConvolutionShape shape, Numerics numerics)
+    : shape_(shape), narrow_from_(narrow_from) {
+  shape_.in = in;
+  shape_.out = out;
+  kernels_ = find_kernels<T>(
+      choose_algorithm(shape_, numerics, /*weight_gradient=*/false), shape.kernel_h, shape.kernel_w);
+  channel_unit_ = std::max(channel_unit, kernels_->channel_block);
+  Weights<T> weights{{}, static_cast<int>(parts.size()), out, in, shape.kernel_h, shape.kernel_w};
+  WeightMemory<T> memories[kMostSources] = {};
+  std::copy(parts.begin(), parts.end(), weights.parts);
+  std::copy(memory.begin(), memory.end(), memories);
+  packed_ = packed_weights(*kernels_, weights, memories, /*keep=*/true);
+}
+
+template <class T>
+void PackedConvolution<T>::run(int64_t batch, const Input<T>& input, const Epilogue<T>& epilogue) const {
+  ConvolutionShape shape = shape_;
+  shape.batch = batch;
+  const Work work = plan_work(
+      kernels_->scheme, shape, sizeof(acc_t<T>), torch::stable::get_num_threads(), channel_unit_);
+  torch::stable::parallel_for(0, work.items(kernels_->scheme), 1, [&](int64_t begin, int64_t end) {
+    kernels_->convolve(begin, end, work, input, shape.out, narrow_from_, packed_.get(), epilogue);
+  });
+}
+
+template <class T>
+PackedConvolution<T> PackedConvolution<T>::forward(
+    const WeightRows& rows, const ConvolutionShape& extents, Numerics numerics) {
+  const std::vector<int32_t> outs = range(rows.first, rows.count);
+  return {{part_of<T>(rows.weight, outs, 0)}, {memory_of<T>(rows)}, rows.weight.size(1), rows.count,
+          rows.count, 0, extents, numerics};
+}
+
+template <class T>
+PackedConvolution<T> PackedConvolution<T>::joined(
+    const WeightRows& x, const WeightRows& h, const ConvolutionShape& extents, Numerics numerics) {
+  const std::vector<int32_t> x_outs = range(x.first, x.count);
+  std::vector<int32_t> h_outs = range(h.first, h.count);
+  h_outs.resize(x.count, -1);
+  const int64_t in = x.weight.size(1);
+  return {{part_of<T>(x.weight, x_outs, 0), part_of<T>(h.weight, h_outs, in)},
+          {memory_of<T>(x), memory_of<T>(h)},
+          in + h.weight.size(1),
+          x.count,
+          h.count,
+          0,
+          extents,
+          numerics};
+}
+
+template <class T>
+PackedConvolution<T> PackedConvolution<T>::cudnn(
+    const Tensor& weight_hh, const ConvolutionShape& extents, Numerics numerics) {
+  const int64_t K = weight_hh.size(1);
+  std::vector<int32_t> outs(3 * K);
+  for (int64_t channel = 0; channel < 3 * K; ++channel) {
+    const CudnnChannel place = cudnn_channel(channel, K);
+    outs[channel] = static_cast<int32_t>(place.gate * K + place.hidden);
+  }
+  return {{part_of<T>(weight_hh, outs, 0)},
+          {memory_of<T>({weight_hh, 0, 3 * K})},
+          K,
+          3 * K,
+          3 * K,
+          3 * kCudnnGroup,
+          extents,
+          numerics};
+}
+
+template <class T>
+PackedConvolution<T> PackedConvolution<T>::transposed(
+    const std::vector<WeightRows>& parts, const ConvolutionShape& extents, Numerics numerics) {
+  const Tensor& weight = parts[0].weight;
+  const std::vector<int32_t> outs = range(0, weight.size(1));
+  const int64_t last_tap =
+      (extents.kernel_h - 1) * weight.stride(2) + (extents.kernel_w - 1) * weight.stride(3);
+  Parts packed;
+  std::vector<WeightMemory<T>> memory;
+  int64_t in = 0;
+  for (const WeightRows& rows : parts) {
+    packed.push_back(
+        {data<T>(weight) + rows.first * weight.stride(0) + last_tap, weight.stride(1), weight.stride(0),
+         -weight.stride(2), -weight.stride(3), outs.data(), in, rows.count});
+    memory.push_back(memory_of<T>(rows));
+    in += rows.count;
+  }
+  return {packed, memory, in, weight.size(1), weight.size(1), 0, extents, numerics};
+}
+
+template <class T>
+WeightGradient<T>::WeightGradient(
+    int64_t in, int64_t out, const ConvolutionShape& extents, Numerics numerics) {
+  ConvolutionShape shape = extents;
+  shape.in = in;
+  shape.out = out;
+  kernels_ = find_kernels<T>(
+      choose_algorithm(shape, numerics, /*weight_gradient=*/true), shape.kernel_h, shape.kernel_w);
+  work_ = plan_gradient(
+      kernels_->scheme, shape, sizeof(A), kernels_->channel_block, torch::stable::get_num_threads());
+  const int64_t positions = kernels_->scheme.positions(), depth = work_.depth(kernels_->scheme);
+  x_panel_ = Buffer<A>(positions * work_.tiles_per_chunk * panel_stride<A>(depth));
+  grad_panel_ =
+      Buffer<A>(positions * kernels_->blocks(out) * work_.tiles_per_chunk * kernels_->channel_block);
+  sums_ = Buffer<A>(kernels_->packed_size(depth, out));
+}
+
+template <class T>
+void WeightGradient<T>::add(int64_t batch, const Source<T>& x, const Source<T>& grad) {
+  GradientWork work = work_;
+  work.batch = batch;
+  const int64_t tiles = work.tiles(kernels_->scheme);
+  const int64_t products = kernels_->scheme.positions() * kernels_->blocks(work.out) * work.row_splits;
+  for (int64_t first = 0; first < tiles; first += work.tiles_per_chunk) {
+    const int64_t count = std::min(work.tiles_per_chunk, tiles - first);
+    torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
+      kernels_->gradient_panels(begin, end, work, first, x, grad, x_panel_.get(), grad_panel_.get());
+    });
+    torch::stable::parallel_for(0, products, 1, [&](int64_t begin, int64_t end) {
+      kernels_->gradient_products(
+          begin, end, work, count, started_, x_panel_.get(), grad_panel_.get(), sums_.get());
+    });
+    started_ = true;
+  }
+}
+
+template <class T>
+void WeightGradient<T>::finish(T* gradient) const {
+  torch::stable::parallel_for(0, kernels_->blocks(work_.out), 1, [&](int64_t begin, int64_t end) {
+    kernels_->gradient_finish(begin, end, work_, sums_.get(), gradient);
+  });
+}
+
+template <class T>
+const ConvolutionKernels<T>* find_kernels(Algorithm algorithm, int64_t kernel_h, int64_t kernel_w) {
+  const ConvolutionKernelSet<T>& set = convolution_kernels<T>();
+  for (int i = 0; i < set.winograd_count; ++i) {
+    const Scheme& scheme = set.winograd[i].scheme;
+    if (scheme.algorithm == algorithm && scheme.kernel_h == kernel_h && scheme.kernel_w == kernel_w)
+      return &set.winograd[i];
+  }
+  return &set.direct;
+}
+
+#define CONVGRU_INSTANTIATE(T)                                                                      \
+  template class PackedConvolution<T>;                                                              \
+  template class WeightGradient<T>;                                                                 \
+  template const ConvolutionKernels<T>* find_kernels(Algorithm, int64_t, int64_t);
+CONVGRU_INSTANTIATE(float)
+CONVGRU_INSTANTIATE(double)
+CONVGRU_INSTANTIATE(bfloat16)
+CONVGRU_INSTANTIATE(float16)
+
+}  // namespace convgru::cpu

@@ -1,0 +1,80 @@
+// A convolution of the recurrence, ready to run: plan, packed weights, threads.
+#pragma once
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <memory>
+#include <vector>
+
+#include "memory.h"
+#include "packed_weights.h"
+#include "plan.h"
+
+namespace convgru::cpu {
+
+using torch::stable::Tensor;
+
+// Output channels [first, first+count) of a weight (O,I,kh,kw) whose memory is dense, O outermost.
+struct WeightRows {
+  const Tensor& weight;
+  int64_t first, count;
+};
+
+template <class T>
+class PackedConvolution {
+ public:
+  // extents: of the images that will be convolved, which decide on the algorithm, and of the kernel.
+
+  // The convolution of images by such rows of a weight: I -> count channels.
+  static PackedConvolution forward(const WeightRows& rows, const ConvolutionShape& extents, Numerics numerics);
+
+  // The same of [x, h] at once, by a weight each: the output channels [0, narrow_from) of both, the rest of x
+  // alone.
+  static PackedConvolution joined(
+      const WeightRows& x, const WeightRows& h, const ConvolutionShape& extents, Numerics numerics);
+
+  // U*h of the variant "cudnn", its output channels in the order of cudnn_channel.
+  static PackedConvolution cudnn(const Tensor& weight_hh, const ConvolutionShape& extents, Numerics numerics);
+
+  // The transposed convolution: the gradient of the input. Its channels come in two sources if parts has two
+  // elements, which are rows of the same weight.
+  static PackedConvolution transposed(
+      const std::vector<WeightRows>& parts, const ConvolutionShape& extents, Numerics numerics);
+
+  // On `batch` images.
+  void run(int64_t batch, const Input<T>& input, const Epilogue<T>& epilogue) const;
+
+ private:
+  using Parts = std::vector<WeightPart<T>>;
+  PackedConvolution(
+      const Parts& parts, const std::vector<WeightMemory<T>>& memory, int64_t in, int64_t out,
+      int64_t narrow_from, int64_t channel_unit, ConvolutionShape shape, Numerics numerics);
+
+  const ConvolutionKernels<T>* kernels_;
+  std::shared_ptr<const acc_t<T>[]> packed_;
+  ConvolutionShape shape_;
+  int64_t narrow_from_, channel_unit_;
+};
+
+// The gradient of a weight's rows, a sum over all images.
+template <class T>
+class WeightGradient {
+ public:
+  // extents: of the images of one call of add, and of the kernel.
+  WeightGradient(int64_t in, int64_t out, const ConvolutionShape& extents, Numerics numerics);
+
+  // Adds what `batch` images give: x (batch,H,W,in) and the gradient of the output (batch,H,W,out).
+  void add(int64_t batch, const Source<T>& x, const Source<T>& grad);
+
+  // The sum, dense (out,in,kh,kw). At least one image has been added.
+  void finish(T* gradient) const;
+
+ private:
+  using A = acc_t<T>;
+  const ConvolutionKernels<T>* kernels_;
+  GradientWork work_;
+  Buffer<A> x_panel_, grad_panel_, sums_;
+  bool started_ = false;
+};
+
+}  // namespace convgru::cpu

@@ -1,0 +1,128 @@
+// The recurrence on the CPU: what forward and backward share. Inside, everything is channels last: a buffer of
+// some time steps is (steps,N,H,W,channels).
+#pragma once
+#include <array>
+#include <optional>
+#include <tuple>
+#include <vector>
+
+#include "gates.h"
+#include "layout.h"
+#include "packed_convolution.h"
+
+namespace convgru::cpu {
+
+// What one call is about. T time steps, N batch, C input channels, K hidden channels, H x W pixels.
+struct Problem {
+  int64_t T, N, K, H, W;
+  bool cudnn, reverse;
+  Numerics numerics;
+  const int64_t* lengths;  // (N,) or nullptr
+
+  int64_t pixels() const { return H * W; }
+  int64_t rows() const { return N * H * W; }
+  int64_t state_size() const { return N * H * W * K; }
+  int64_t all_rows() const { return T * N * H * W; }
+  int64_t images() const { return T * N; }
+  int64_t gates_kept() const { return cudnn ? 4 : 3; }
+  // The t of the i-th step in the order in which the recurrence visits them.
+  int64_t time(int64_t i) const { return reverse ? T - 1 - i : i; }
+  Valid valid(int64_t t) const { return {lengths, t, pixels()}; }
+  // Of so many images, for a convolution by the kernel of a weight.
+  ConvolutionShape extents(int64_t batch, const Tensor& weight) const {
+    return {batch, H, W, 0, 0, weight.size(2), weight.size(3)};
+  }
+  // The rows of valid(t) where a step is the first that its sample sees.
+  bool starts(int64_t t, int64_t n) const {
+    if (!reverse) return t == 0;
+    return lengths == nullptr ? t == T - 1 : t == lengths[n] - 1;
+  }
+};
+
+// The tensor arguments of the operators, checked; the weights' memory is dense, biases and lengths contiguous.
+struct Arguments {
+  Optional input;       // (T,N,C,H,W)
+  Optional hx;          // (N,K,H,W)
+  Optional weight_ih;   // (3K,C,kh,kw)
+  Tensor weight_hh;     // (3K,K,kh,kw)
+  Optional bias_ih;     // (3K,)
+  Optional bias_hh;     // (3K,)
+  Optional gate_bias;   // (T,N,3K,H,W) or (T,N,3K,1,1)
+  Optional lengths;     // (N,)
+};
+constexpr int kNumDifferentiable = 7;  // the arguments before lengths
+using Gradients = std::array<Tensor, kNumDifferentiable>;
+
+// States (T,N,K,H,W), and the gates (T,N,H,W,3K) r|z|n, for "cudnn" (T,N,H,W,4K) r|z|n|q; without save_gates
+// (0,).
+template <class T>
+std::tuple<Tensor, Tensor> forward(const Arguments& arguments, const Problem& p, bool save_gates);
+
+// The gradients of the arguments that are wanted, (0,) of the others, from what forward returned; gates may be
+// (0,), then they are computed again.
+template <class T>
+Gradients backward(
+    const Tensor& grad_output, const Arguments& arguments, const Tensor& output, const Tensor& gates,
+    const Problem& p, const std::vector<bool>& wanted);
+
+// What the kernels of one call share.
+template <class T>
+struct Kernels {
+  const GateKernels<T>& gates = gate_kernels<T>();
+  WithoutSums<T> without_sums = convolution_kernels<T>().without_sums;
+
+  // An epilogue of `out` channels for the first rows, where there is nothing to convolve.
+  void run_without_sums(int64_t rows, int64_t out, const Epilogue<T>& epilogue) const {
+    parallel_rows(rows, out, [&](int64_t begin, int64_t end) { without_sums(begin, end, out, epilogue); });
+  }
+};
+
+template <class T>
+Input<T> one_source(const T* images, int64_t channels, int64_t pixel_stride) {
+  return {{{images, channels, pixel_stride}}, 1};
+}
+
+// A contiguous vector in the type that the kernels compute in; empty if there is none.
+template <class T>
+std::vector<acc_t<T>> to_compute_type(const Optional& vector) {
+  if (!vector.has_value()) return {};
+  std::vector<acc_t<T>> values(vector->numel());
+  std::transform(
+      data<T>(*vector), data<T>(*vector) + vector->numel(), values.begin(), [](T x) { return widen(x); });
+  return values;
+}
+
+// The steps that are worked on together: their buffers stay in the third-level cache, but the packed weights
+// of the input, which pass through it once for them, must not be more than they are.
+inline int64_t steps_per_chunk(const Problem& p, int64_t bytes_per_step, const Optional& weight_ih) {
+  constexpr int64_t kChunkBytes = 8 << 20;
+  constexpr int64_t kPackedBytes = 16;  // of a weight, in Winograd's transformed form
+  const int64_t weights = weight_ih.has_value() ? 2 * kPackedBytes * weight_ih->numel() : 0;
+  return std::clamp<int64_t>(std::max(kChunkBytes, weights) / std::max<int64_t>(1, bytes_per_step), 1, p.T);
+}
+
+// What the gates receive from outside the recurrence: W*x + biases + gate_bias, for some steps at a time.
+template <class T>
+class OutsideGates {
+ public:
+  // steps: in a call of run, at most.
+  OutsideGates(const Arguments& arguments, const Problem& p, int64_t steps);
+
+  // a (steps,N,H,W,3K) of the steps [first, first+steps).
+  void run(int64_t first, int64_t steps, T* a);
+
+  // The addends of a step, for who convolves by itself.
+  Addends<T> addends(int64_t step);
+
+ private:
+  std::vector<acc_t<T>> direct_bias(const Arguments& arguments) const;
+  Addends<T> addends(int64_t first, int64_t steps);
+
+  Problem p_;
+  std::vector<acc_t<T>> bias_;
+  std::optional<Images<T>> input_, maps_;
+  std::optional<PackedConvolution<T>> convolution_;
+  Buffer<T> input_buffer_, maps_buffer_;
+};
+
+}  // namespace convgru::cpu

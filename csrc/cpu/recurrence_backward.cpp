@@ -1,0 +1,365 @@
+// The backward pass goes through the time steps chunk by chunk. A chunk's pre-activation gradients are turned
+// into what they add to the gradients of input and parameters while they are in cache.
+#include "recurrence.h"
+
+namespace convgru::cpu {
+namespace {
+
+enum Argument { kInput, kHx, kWeightIh, kWeightHh, kBiasIh, kBiasHh, kGateBias };
+
+// The buffers of some consecutive time steps, channels last.
+template <class T>
+struct Chunk {
+  int64_t begin, end;    // in the order of the recurrence
+  int64_t first, steps;  // in time
+  const T* grad_output;  // (steps,N,H,W,K)
+  const T* previous;     // (steps,N,H,W,K) the state before each step
+  const T* gates;        // (steps,N,H,W,width)
+  T* d;   // (steps,N,H,W,width) gradients of the pre-activations r|z|n, for "cudnn" also of q = U_n*h + b_hn
+  T* rh;  // (steps,N,H,W,K) r.h, or nullptr if nobody wants it
+};
+
+// The gates of a chunk, computed again from the states, all its steps at once: what forward saves.
+template <class T>
+class Recomputation {
+  using Convolution = PackedConvolution<T>;
+
+ public:
+  Recomputation(const Arguments& arguments, const Problem& p, int64_t steps)
+      : p_(p),
+        outside_(arguments, p, steps),
+        b_(to_compute_type<T>(arguments.bias_hh)),
+        gates_(steps * p.rows() * p.gates_kept() * p.K),
+        scratch_(steps * p.rows() * (p.cudnn ? 3 : 1) * p.K) {
+    const ConvolutionShape extents = p.extents(steps * p.N, arguments.weight_hh);
+    if (p.cudnn) {
+      first_ = Convolution::cudnn(arguments.weight_hh, extents, p.numerics);
+    } else {
+      first_ = Convolution::forward({arguments.weight_hh, 0, 2 * p.K}, extents, p.numerics);
+      second_ = Convolution::forward({arguments.weight_hh, 2 * p.K, p.K}, extents, p.numerics);
+    }
+  }
+
+  const T* run(const Chunk<T>& chunk) {
+    const Kernels<T> kernels;
+    const Valid valid{nullptr, 0, 1};
+    const int64_t K = p_.K, images = chunk.steps * p_.N;
+    const Input<T> h = one_source(chunk.previous, K, K);
+    T* gates = gates_.get();
+    if (p_.cudnn) {
+      outside_.run(chunk.first, chunk.steps, scratch_.get());
+      const CudnnStep<T> step{
+          K,    valid, scratch_.get(), b_.empty() ? nullptr : b_.data() + 2 * K, chunk.previous, gates, true,
+          nullptr, nullptr};
+      first_->run(images, h, kernels.gates.cudnn_step(step));
+      return gates;
+    }
+    outside_.run(chunk.first, chunk.steps, gates);
+    const ResetUpdate<T> reset_update{K, gates, true, chunk.previous, scratch_.get(), false, {}};
+    first_->run(images, h, kernels.gates.reset_update(reset_update));
+    const Candidate<T> candidate{K, valid, gates, true, chunk.previous, nullptr, nullptr};
+    second_->run(images, one_source<T>(scratch_.get(), K, K), kernels.gates.candidate(candidate));
+    return gates;
+  }
+
+ private:
+  Problem p_;
+  OutsideGates<T> outside_;
+  std::vector<acc_t<T>> b_;
+  std::optional<Convolution> first_, second_;
+  Buffer<T> gates_, scratch_;  // scratch: r.h, for "cudnn" what the gates receive from outside
+};
+
+// The recurrence run backwards, the gradient of the state carried from step to step.
+template <class T>
+class Carry {
+  using Convolution = PackedConvolution<T>;
+
+ public:
+  Carry(const Arguments& arguments, const Problem& p, bool wants_hx)
+      : p_(p),
+        has_hx_(arguments.hx.has_value()),
+        wants_hx_(wants_hx),
+        width_(p.gates_kept() * p.K),
+        carry_(p.state_size()) {
+    const Tensor& weight = arguments.weight_hh;
+    const ConvolutionShape step = p.extents(p.N, weight);
+    const WeightRows rz{weight, 0, 2 * p.K}, n{weight, 2 * p.K, p.K};
+    if (p.cudnn) {
+      first_ = Convolution::transposed({rz, n}, step, p.numerics);
+    } else {
+      first_ = Convolution::transposed({rz}, step, p.numerics);
+      second_ = Convolution::transposed({n}, step, p.numerics);
+    }
+    std::fill_n(carry_.get(), p.state_size(), T{});
+  }
+
+  // Fills d and rh of a chunk; chunks come last first.
+  void run(const Chunk<T>& chunk) {
+    for (int64_t i = chunk.end - 1; i >= chunk.begin; --i) p_.cudnn ? cudnn_step(chunk, i) : step(chunk, i);
+  }
+
+  // The gradient of the initial state, (N,H,W,K), when the first chunk is done; if it is wanted.
+  const T* hx_gradient() const { return carry_.get(); }
+
+ private:
+  int64_t in_chunk(const Chunk<T>& chunk, int64_t i) const { return (p_.time(i) - chunk.first) * p_.rows(); }
+
+  // What the step after i adds to the gradient of its state is the sum of a convolution, so step i begins in
+  // that convolution's epilogue. Across chunks, whose buffers are not there at the same time, the sum is added
+  // to the carry.
+  void begin_step(const Chunk<T>& chunk, int64_t i, const Epilogue<T>& epilogue) {
+    if (i == chunk.end - 1)
+      kernels_.run_without_sums(p_.rows(), p_.K, epilogue);
+    else
+      first_->run(p_.N, d_of_next_, epilogue);
+  }
+
+  void end_step(const Chunk<T>& chunk, int64_t i, const Input<T>& d) {
+    d_of_next_ = d;
+    if (i > chunk.begin || (i == 0 && !wants_hx_)) return;
+    const StoreSums<T> store{carry_.get(), p_.K, carry_.get()};
+    first_->run(p_.N, d, kernels_.gates.store_sums(store));
+  }
+
+  void step(const Chunk<T>& chunk, int64_t i) {
+    const int64_t K = p_.K, row = in_chunk(chunk, i);
+    T* d = chunk.d + row * width_;
+    const T *gates = chunk.gates + row * width_, *h = chunk.previous + row * K;
+    const CandidateBackward<T> candidate{
+        K, p_.valid(p_.time(i)), chunk.grad_output + row * K, gates, h, carry_.get(), d};
+    begin_step(chunk, i, kernels_.gates.candidate_backward(candidate));
+    const ResetUpdateBackward<T> reset_update{
+        K, gates, h, carry_.get(), d, chunk.rh == nullptr ? nullptr : chunk.rh + row * K};
+    const Epilogue<T> epilogue = kernels_.gates.reset_update_backward(reset_update);
+    if (i == 0 && !has_hx_)  // before a zero state nothing flows further
+      kernels_.run_without_sums(p_.rows(), K, epilogue);
+    else
+      second_->run(p_.N, one_source<T>(d + 2 * K, K, width_), epilogue);
+    end_step(chunk, i, one_source<T>(d, 2 * K, width_));
+  }
+
+  void cudnn_step(const Chunk<T>& chunk, int64_t i) {
+    const int64_t K = p_.K, row = in_chunk(chunk, i);
+    T* d = chunk.d + row * width_;
+    const CudnnStepBackward<T> args{K,
+                                    p_.valid(p_.time(i)),
+                                    chunk.grad_output + row * K,
+                                    chunk.gates + row * width_,
+                                    chunk.previous + row * K,
+                                    carry_.get(),
+                                    d};
+    begin_step(chunk, i, kernels_.gates.cudnn_step_backward(args));
+    end_step(chunk, i, {{{d, 2 * K, width_}, {d + 3 * K, K, width_}}, 2});
+  }
+
+  Kernels<T> kernels_;
+  Problem p_;
+  bool has_hx_, wants_hx_;
+  int64_t width_;
+  Buffer<T> carry_;
+  std::optional<Convolution> first_, second_;
+  Input<T> d_of_next_{};
+};
+
+// The gradients of input and parameters, collected chunk by chunk.
+template <class T>
+class Collection {
+  using A = acc_t<T>;
+
+ public:
+  Collection(
+      const Arguments& arguments, const Problem& p, const std::vector<bool>& wanted, int64_t steps,
+      Gradients& gradients)
+      : p_(p), wanted_(wanted), gradients_(gradients), width_(p.gates_kept() * p.K) {
+    const int64_t K = p.K, images = steps * p.N;
+    if (arguments.input.has_value()) input_.emplace(*arguments.input);
+    const auto like = [&](int i, const Tensor& argument) {
+      gradients[i] = empty_images(argument, sizes(argument), is_channels_last(argument));
+    };
+    if (wanted[kInput]) {
+      like(kInput, *arguments.input);
+      const Tensor& weight = *arguments.weight_ih;
+      grad_input_ = PackedConvolution<T>::transposed(
+          {{weight, 0, 3 * K}}, p.extents(images, weight), p.numerics);
+    }
+    if (wanted[kWeightIh])
+      weight_ih_.emplace(input_->channels, 3 * K, p.extents(images, *arguments.weight_ih), p.numerics);
+    if (wanted[kWeightHh]) {
+      const ConvolutionShape extents = p.extents(images, arguments.weight_hh);
+      weight_rz_.emplace(K, 2 * K, extents, p.numerics);
+      weight_n_.emplace(K, K, extents, p.numerics);
+    }
+    for (const int i : {int(kWeightIh), int(kWeightHh)}) {
+      if (!wanted[i]) continue;
+      const Tensor& weight = i == kWeightIh ? *arguments.weight_ih : arguments.weight_hh;
+      gradients[i] = stable::new_empty(weight, sizes(weight));
+    }
+    if (wanted[kGateBias]) like(kGateBias, *arguments.gate_bias);
+    if (wanted[kBiasIh] || wanted[kBiasHh]) bias_.resize(width_);
+  }
+
+  void add(const Chunk<T>& chunk) {
+    const int64_t K = p_.K, images = chunk.steps * p_.N;
+    if (wanted_[kInput]) {
+      // Where the images lie as the caller wants them the convolution writes to their place.
+      const int64_t C = input_->channels, size = C * p_.pixels();
+      const bool channels_last = is_channels_last(gradients_[kInput]);
+      T* target = data<T>(gradients_[kInput]) + chunk.first * p_.N * size;
+      if (!channels_last && grad_input_buffer_.get() == nullptr) grad_input_buffer_ = Buffer<T>(images * size);
+      const StoreSums<T> store{channels_last ? target : grad_input_buffer_.get(), C, nullptr};
+      grad_input_->run(images, one_source<T>(chunk.d, 3 * K, width_), kernels_.gates.store_sums(store));
+      if (!channels_last)
+        from_channels_last<T>(grad_input_buffer_.get(), C, images, C, p_.pixels(), false, target);
+    }
+    if (wanted_[kWeightIh]) {
+      const T* x = input_->channels_last(chunk.first * p_.N, images, input_buffer_);
+      weight_ih_->add(images, {x, input_->channels, input_->channels}, {chunk.d, 3 * K, width_});
+    }
+    if (wanted_[kWeightHh]) {
+      weight_rz_->add(images, {chunk.previous, K, K}, {chunk.d, 2 * K, width_});
+      weight_n_->add(
+          images, {p_.cudnn ? chunk.previous : chunk.rh, K, K},
+          {chunk.d + (p_.cudnn ? 3 : 2) * K, K, width_});
+    }
+    if (!bias_.empty()) {
+      constexpr int64_t kColumns = 32;  // that a thread takes at a time
+      const int64_t rows = chunk.steps * p_.rows();
+      stable::parallel_for(0, (width_ + kColumns - 1) / kColumns, 1, [&](int64_t begin, int64_t end) {
+        kernels_.gates.sum_rows(
+            begin * kColumns, std::min(end * kColumns, width_), rows, width_, chunk.d, bias_.data());
+      });
+    }
+    if (wanted_[kGateBias]) add_gate_bias(chunk);
+  }
+
+  // Stores what was summed up.
+  void finish() {
+    const int64_t K = p_.K;
+    if (wanted_[kWeightIh]) weight_ih_->finish(data<T>(gradients_[kWeightIh]));
+    if (wanted_[kWeightHh]) {
+      const Tensor& gradient = gradients_[kWeightHh];
+      weight_rz_->finish(data<T>(gradient));
+      weight_n_->finish(data<T>(gradient) + gradient.numel() / 3 * 2);
+    }
+    for (const int i : {int(kBiasIh), int(kBiasHh)}) {
+      if (!wanted_[i]) continue;
+      const int64_t n_from = p_.cudnn && i == kBiasHh ? 3 * K : 2 * K;  // q's in place of n's
+      T* gradient = data<T>(gradients_[i]);
+      for (int64_t k = 0; k < 3 * K; ++k) narrow(bias_[k < 2 * K ? k : n_from + k - 2 * K], gradient[k]);
+    }
+  }
+
+ private:
+  void add_gate_bias(const Chunk<T>& chunk) {
+    const Tensor& gradient = gradients_[kGateBias];
+    const int64_t width = 3 * p_.K, images = chunk.steps * p_.N, pixels = p_.pixels();
+    if (gradient.size(3) * gradient.size(4) == pixels)
+      return from_channels_last<T>(
+          chunk.d, width_, images, width, pixels, is_channels_last(gradient),
+          data<T>(gradient) + chunk.first * p_.N * pixels * width);
+    T* target = data<T>(gradient) + chunk.first * p_.N * width;
+    parallel_rows(images, pixels * width, [&](int64_t begin, int64_t end) {
+      std::vector<A> sums(width);
+      for (int64_t image = begin; image < end; ++image) {
+        std::fill(sums.begin(), sums.end(), A(0));
+        kernels_.gates.sum_rows(0, width, pixels, width_, chunk.d + image * pixels * width_, sums.data());
+        for (int64_t k = 0; k < width; ++k) narrow(sums[k], target[image * width + k]);
+      }
+    });
+  }
+
+  Kernels<T> kernels_;
+  const Problem& p_;
+  const std::vector<bool>& wanted_;
+  Gradients& gradients_;
+  int64_t width_;
+  std::optional<Images<T>> input_;
+  std::optional<PackedConvolution<T>> grad_input_;
+  std::optional<WeightGradient<T>> weight_ih_, weight_rz_, weight_n_;
+  std::vector<A> bias_;
+  Buffer<T> grad_input_buffer_, input_buffer_;
+};
+
+// The states before the steps of a chunk. At steps past a sample's length it is whatever it is: no gradient
+// passes there.
+template <class T>
+std::vector<Image<T>> previous_states(
+    const Chunk<T>& chunk, const Images<T>& output, const std::optional<Images<T>>& hx, const Problem& p) {
+  std::vector<Image<T>> images;
+  for (int64_t t = chunk.first; t < chunk.first + chunk.steps; ++t)
+    for (int64_t n = 0; n < p.N; ++n) {
+      const int64_t before = p.reverse ? t + 1 : t - 1;
+      if (!p.starts(t, n) && before >= 0 && before < p.T)
+        images.push_back(output[before * p.N + n]);
+      else
+        images.push_back(hx.has_value() ? (*hx)[n] : Image<T>{});
+    }
+  return images;
+}
+
+}  // namespace
+
+template <class T>
+Gradients backward(
+    const Tensor& grad_output, const Arguments& arguments, const Tensor& output, const Tensor& gates_kept,
+    const Problem& p, const std::vector<bool>& wanted) {
+  Gradients gradients;
+  const std::array<const Optional, kNumDifferentiable> tensors{
+      arguments.input,   arguments.hx,      arguments.weight_ih, arguments.weight_hh,
+      arguments.bias_ih, arguments.bias_hh, arguments.gate_bias};
+  for (int i = 0; i < kNumDifferentiable; ++i) gradients[i] = stable::new_empty(grad_output, {0});
+  if (p.all_rows() == 0) {
+    for (int i = 0; i < kNumDifferentiable; ++i)
+      if (wanted[i]) gradients[i] = stable::new_zeros(*tensors[i], sizes(*tensors[i]));
+    // Without a step the state is the initial one, but no output depends on it.
+    return gradients;
+  }
+  for (const int i : {int(kBiasIh), int(kBiasHh)})
+    if (wanted[i]) gradients[i] = stable::new_empty(*tensors[i], sizes(*tensors[i]));
+
+  const int64_t K = p.K, width = p.gates_kept() * K, C = arguments.input.has_value() ? arguments.input->size(2) : 0;
+  const int64_t steps =
+      steps_per_chunk(p, p.rows() * (3 * K + width + C) * sizeof(T), arguments.weight_ih);
+  const int64_t rows = steps * p.rows();
+  const Images<T> output_images(output), grad_images(grad_output);
+  const std::optional<Images<T>> hx_images =
+      arguments.hx.has_value() ? std::optional<Images<T>>(*arguments.hx) : std::nullopt;
+  std::optional<Recomputation<T>> recomputation;
+  if (gates_kept.numel() == 0) recomputation.emplace(arguments, p, steps);
+  Carry<T> carry(arguments, p, wanted[kHx]);
+  Collection<T> collection(arguments, p, wanted, steps, gradients);
+  Buffer<T> grad_buffer;
+  const Buffer<T> previous(rows * K), d(rows * width);
+  const Buffer<T> rh = !p.cudnn && wanted[kWeightHh] ? Buffer<T>(rows * K) : Buffer<T>();
+
+  for (int64_t end = p.T; end > 0; end -= steps) {
+    const int64_t begin = std::max<int64_t>(0, end - steps);
+    Chunk<T> chunk{begin, end, std::min(p.time(begin), p.time(end - 1)), end - begin, nullptr, previous.get(),
+                   nullptr, d.get(), rh.get()};
+    chunk.grad_output = grad_images.channels_last(chunk.first * p.N, chunk.steps * p.N, grad_buffer);
+    to_channels_last(previous_states(chunk, output_images, hx_images, p), K, p.pixels(), previous.get());
+    chunk.gates = recomputation.has_value() ? recomputation->run(chunk)
+                                            : data<T>(gates_kept) + chunk.first * p.rows() * width;
+    carry.run(chunk);
+    collection.add(chunk);
+  }
+  collection.finish();
+  if (wanted[kHx]) {
+    const bool channels_last = is_channels_last(*arguments.hx);
+    gradients[kHx] = empty_images(*arguments.hx, sizes(*arguments.hx), channels_last);
+    from_channels_last(
+        carry.hx_gradient(), K, p.N, K, p.pixels(), channels_last, data<T>(gradients[kHx]));
+  }
+  return gradients;
+}
+
+#define CONVGRU_INSTANTIATE(T)                                                                    \
+  template Gradients backward<T>(                                                                 \
+      const Tensor&, const Arguments&, const Tensor&, const Tensor&, const Problem&, const std::vector<bool>&);
+CONVGRU_INSTANTIATE(float)
+CONVGRU_INSTANTIATE(double)
+CONVGRU_INSTANTIATE(bfloat16)
+CONVGRU_INSTANTIATE(float16)
+
+}  // namespace convgru::cpu

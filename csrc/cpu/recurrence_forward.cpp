@@ -1,0 +1,195 @@
+#include "recurrence.h"
+
+namespace convgru::cpu {
+
+template <class T>
+OutsideGates<T>::OutsideGates(const Arguments& arguments, const Problem& p, int64_t steps)
+    : p_(p), bias_(direct_bias(arguments)) {
+  if (arguments.gate_bias.has_value()) maps_.emplace(*arguments.gate_bias);
+  if (!arguments.input.has_value()) return;
+  input_.emplace(*arguments.input);
+  const Tensor& weight = *arguments.weight_ih;
+  convolution_ =
+      PackedConvolution<T>::forward({weight, 0, 3 * p.K}, p.extents(steps * p.N, weight), p.numerics);
+}
+
+// The biases that add to the pre-activations directly, [3K]: all but the b_hn of "cudnn", which r multiplies.
+// Empty if there are none.
+template <class T>
+std::vector<acc_t<T>> OutsideGates<T>::direct_bias(const Arguments& arguments) const {
+  std::vector<acc_t<T>> sum = to_compute_type<T>(arguments.bias_ih);
+  const std::vector<acc_t<T>> hidden = to_compute_type<T>(arguments.bias_hh);
+  sum.resize(sum.empty() ? hidden.size() : sum.size());
+  const size_t direct = p_.cudnn ? 2 * p_.K : 3 * p_.K;
+  for (size_t k = 0; k < std::min(direct, hidden.size()); ++k) sum[k] += hidden[k];
+  return sum;
+}
+
+template <class T>
+Addends<T> OutsideGates<T>::addends(int64_t step) {
+  return addends(step, 1);
+}
+
+template <class T>
+Addends<T> OutsideGates<T>::addends(int64_t first, int64_t steps) {
+  const acc_t<T>* bias = bias_.empty() ? nullptr : bias_.data();
+  if (!maps_.has_value()) return {bias, nullptr, 1, 0, 0};
+  const bool full = maps_->pixels == p_.pixels();
+  const int64_t width = 3 * p_.K;
+  return {
+      bias, maps_->channels_last(first * p_.N, steps * p_.N, maps_buffer_), p_.pixels(),
+      full ? p_.pixels() * width : width, full ? width : 0};
+}
+
+template <class T>
+void OutsideGates<T>::run(int64_t first, int64_t steps, T* a) {
+  const Kernels<T> kernels;
+  const InputGates<T> gates{p_.K, addends(first, steps), a};
+  const Epilogue<T> epilogue = kernels.gates.input_gates(gates);
+  if (!input_.has_value()) return kernels.run_without_sums(steps * p_.rows(), 3 * p_.K, epilogue);
+  const T* x = input_->channels_last(first * p_.N, steps * p_.N, input_buffer_);
+  convolution_->run(steps * p_.N, one_source(x, input_->channels, input_->channels), epilogue);
+}
+
+namespace {
+
+// Where the states of the steps go. The kernels write channels last; the caller's output may be another format,
+// and zero where a state stands still.
+template <class T>
+class States {
+ public:
+  States(const Tensor& output, bool channels_last, const Problem& p)
+      : p_(p), channels_last_(channels_last), output_(data<T>(output)) {
+    if (!channels_last || p.lengths != nullptr)
+      for (Buffer<T>& state : carried_) state = Buffer<T>(p.state_size());
+    if (!channels_last && p.lengths != nullptr) step_output_ = Buffer<T>(p.state_size());
+  }
+
+  // The memory of the i-th state, channels last.
+  T* state(int64_t i) const {
+    return carried_[0].get() == nullptr ? final(i) : carried_[i % 2].get();
+  }
+  // The memory of the i-th output, channels last: that of the state unless lengths are given.
+  T* output(int64_t i) const {
+    if (p_.lengths == nullptr) return state(i);
+    return channels_last_ ? final(i) : step_output_.get();
+  }
+  // To be called when the i-th output is there.
+  void finish(int64_t i) const {
+    if (!channels_last_) from_channels_last(output(i), p_.K, p_.N, p_.K, p_.pixels(), false, final(i));
+  }
+
+ private:
+  T* final(int64_t i) const { return output_ + p_.time(i) * p_.state_size(); }
+
+  const Problem& p_;
+  bool channels_last_;
+  T* output_;
+  Buffer<T> carried_[2], step_output_;
+};
+
+}  // namespace
+
+template <class T>
+std::tuple<Tensor, Tensor> forward(const Arguments& arguments, const Problem& p, bool save_gates) {
+  using Convolution = PackedConvolution<T>;
+  const Kernels<T> kernels;
+  const Tensor& weight_hh = arguments.weight_hh;
+  const Optional &input = arguments.input, &hx = arguments.hx;
+  const bool channels_last =
+      is_channels_last(input.has_value() ? *input : hx.has_value() ? *hx : *arguments.gate_bias);
+  const Tensor output = empty_images(weight_hh, {p.T, p.N, p.K, p.H, p.W}, channels_last);
+  const int64_t width = p.gates_kept() * p.K;
+  const std::vector<int64_t> gates_shape =
+      save_gates ? std::vector<int64_t>{p.T, p.N, p.H, p.W, width} : std::vector<int64_t>{0};
+  const Tensor gates = stable::new_empty(weight_hh, gates_shape);
+  if (p.all_rows() == 0) return {output, gates};
+
+  // A single step adds W*x and U*h before they leave the registers.
+  const bool joined = p.T == 1 && !p.cudnn && input.has_value() && hx.has_value() &&
+                      arguments.weight_ih->size(2) == weight_hh.size(2) &&
+                      arguments.weight_ih->size(3) == weight_hh.size(3);
+  const int64_t C = input.has_value() ? input->size(2) : 0, rows_size = p.rows() * 3 * p.K;
+  const int64_t steps = steps_per_chunk(p, (rows_size + p.rows() * C) * sizeof(T), arguments.weight_ih);
+  Arguments outside_arguments = arguments;
+  if (joined) outside_arguments.input = std::nullopt;
+  OutsideGates<T> outside(outside_arguments, p, steps);
+
+  // "gru-rcn" overwrites a, what the gates receive from outside, by the gates.
+  const bool a_is_kept = save_gates && !p.cudnn;
+  const Buffer<T> a_memory = a_is_kept ? Buffer<T>() : Buffer<T>(steps * rows_size);
+  const ConvolutionShape step = p.extents(p.N, weight_hh);
+
+  const States<T> states(output, channels_last, p);
+  Buffer<T> h_buffer, x_buffer;
+  const T* h;
+  if (hx.has_value()) {
+    h = Images<T>(*hx).channels_last(0, p.N, h_buffer);
+  } else {
+    h_buffer = Buffer<T>(p.state_size());
+    std::fill_n(h_buffer.get(), p.state_size(), T{});
+    h = h_buffer.get();
+  }
+  const auto convolve = [&](int64_t i, const Convolution& convolution, const Input<T>& images, int64_t out,
+                            const Epilogue<T>& epilogue) {
+    if (i == 0 && !hx.has_value())
+      kernels.run_without_sums(p.rows(), out, epilogue);
+    else
+      convolution.run(p.N, images, epilogue);
+  };
+  // Calls f(i, t, a_t) for every step.
+  const auto for_steps = [&](const auto& f) {
+    for (int64_t begin = 0; begin < p.T; begin += steps) {
+      const int64_t end = std::min(begin + steps, p.T), first = std::min(p.time(begin), p.time(end - 1));
+      T* a = a_is_kept ? data<T>(gates) + first * rows_size : a_memory.get();
+      if (!joined) outside.run(first, end - begin, a);
+      for (int64_t i = begin; i < end; ++i) {
+        f(i, p.time(i), a + (p.time(i) - first) * rows_size);
+        states.finish(i);
+        h = states.state(i);
+      }
+    }
+  };
+
+  if (p.cudnn) {
+    const Convolution U = Convolution::cudnn(weight_hh, step, p.numerics);
+    const std::vector<acc_t<T>> b = to_compute_type<T>(arguments.bias_hh);
+    const Buffer<T> gates_memory = save_gates ? Buffer<T>() : Buffer<T>(p.rows() * width);
+    for_steps([&](int64_t i, int64_t t, T* a_t) {
+      T* gates_t = save_gates ? data<T>(gates) + t * p.rows() * width : gates_memory.get();
+      const CudnnStep<T> args{
+          p.K,     p.valid(t), a_t, b.empty() ? nullptr : b.data() + 2 * p.K, h, gates_t, save_gates,
+          states.state(i), states.output(i)};
+      convolve(i, U, one_source(h, p.K, p.K), 3 * p.K, kernels.gates.cudnn_step(args));
+    });
+    return {output, gates};
+  }
+
+  const WeightRows rows_rz{weight_hh, 0, 2 * p.K}, rows_n{weight_hh, 2 * p.K, p.K};
+  const Convolution U_rz =
+      joined ? Convolution::joined({*arguments.weight_ih, 0, 3 * p.K}, rows_rz, step, p.numerics)
+             : Convolution::forward(rows_rz, step, p.numerics);
+  const Convolution U_n = Convolution::forward(rows_n, step, p.numerics);
+  const T* x = joined ? Images<T>(*input).channels_last(0, p.N, x_buffer) : nullptr;
+  const Buffer<T> rh(p.state_size());
+  for_steps([&](int64_t i, int64_t t, T* a_t) {
+    const ResetUpdate<T> reset_update{
+        p.K, a_t, save_gates, h, rh.get(), joined, joined ? outside.addends(t) : Addends<T>{}};
+    const Source<T> h_source{h, p.K, p.K};
+    const Input<T> images = joined ? Input<T>{{{x, C, C}, h_source}, 2} : Input<T>{{h_source}, 1};
+    convolve(i, U_rz, images, (joined ? 3 : 2) * p.K, kernels.gates.reset_update(reset_update));
+    const Candidate<T> candidate{p.K, p.valid(t), a_t, save_gates, h, states.state(i), states.output(i)};
+    convolve(i, U_n, one_source<T>(rh.get(), p.K, p.K), p.K, kernels.gates.candidate(candidate));
+  });
+  return {output, gates};
+}
+
+#define CONVGRU_INSTANTIATE(T)       \
+  template class OutsideGates<T>;    \
+  template std::tuple<Tensor, Tensor> forward<T>(const Arguments&, const Problem&, bool);
+CONVGRU_INSTANTIATE(float)
+CONVGRU_INSTANTIATE(double)
+CONVGRU_INSTANTIATE(bfloat16)
+CONVGRU_INSTANTIATE(float16)
+
+}  // namespace convgru::cpu

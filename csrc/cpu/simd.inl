@@ -1,0 +1,214 @@
+// Vectors of the instruction set that a file is compiled for: CONVGRU_VECTOR_BYTES in the namespace
+// CONVGRU_ISA. Storage types are widened when loaded and rounded to nearest even when stored.
+#pragma once
+#include <new>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#include "../gru_math.h"
+#include "scalar.h"
+
+namespace convgru {
+namespace cpu::CONVGRU_ISA {
+namespace {
+
+typedef float FloatVec __attribute__((vector_size(CONVGRU_VECTOR_BYTES)));
+typedef double DoubleVec __attribute__((vector_size(CONVGRU_VECTOR_BYTES)));
+typedef int32_t IntVec __attribute__((vector_size(CONVGRU_VECTOR_BYTES)));
+
+// The vector of a compute type.
+template <class A>
+struct VecOf;
+template <>
+struct VecOf<float> {
+  using type = FloatVec;
+};
+template <>
+struct VecOf<double> {
+  using type = DoubleVec;
+};
+template <class A>
+using Vec = typename VecOf<A>::type;
+template <class A>
+constexpr int kLanes = CONVGRU_VECTOR_BYTES / sizeof(A);
+
+// How many lanes of a vector count: all, or the first few at the end of a row.
+struct Full {};
+struct Partial {
+  int count;
+};
+
+template <class A>
+inline Vec<A> load_vec(const A* p) {
+  Vec<A> v;
+  memcpy(&v, p, sizeof v);
+  return v;
+}
+template <class A>
+inline void store_vec(A* p, Vec<A> v) {
+  memcpy(p, &v, sizeof v);
+}
+
+inline FloatVec load_vec(const bfloat16* p) {
+  typedef uint16_t Half __attribute__((vector_size(CONVGRU_VECTOR_BYTES / 2)));
+  typedef uint32_t Whole __attribute__((vector_size(CONVGRU_VECTOR_BYTES)));
+  Half half;
+  memcpy(&half, p, sizeof half);
+  const Whole bits = __builtin_convertvector(half, Whole) << 16;
+  FloatVec v;
+  memcpy(&v, &bits, sizeof v);
+  return v;
+}
+inline void store_vec(bfloat16* p, FloatVec v) {
+  typedef uint16_t Half __attribute__((vector_size(CONVGRU_VECTOR_BYTES / 2)));
+  typedef uint32_t Whole __attribute__((vector_size(CONVGRU_VECTOR_BYTES)));
+  Whole bits;
+  memcpy(&bits, &v, sizeof v);
+  const Whole rounded = (bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16;
+  const Whole quiet = Whole{} + 0x7FC0u;
+  const Half half = __builtin_convertvector(v != v ? quiet : rounded, Half);
+  memcpy(p, &half, sizeof half);
+}
+
+inline FloatVec load_vec(const float16* p) {
+#if CONVGRU_VECTOR_BYTES == 64
+  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+#elif CONVGRU_VECTOR_BYTES == 32
+  return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+#else
+  FloatVec v;
+  for (int lane = 0; lane < kLanes<float>; ++lane) v[lane] = static_cast<float>(p[lane]);
+  return v;
+#endif
+}
+inline void store_vec(float16* p, FloatVec v) {
+#if CONVGRU_VECTOR_BYTES == 64
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+#elif CONVGRU_VECTOR_BYTES == 32
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
+#else
+  for (int lane = 0; lane < kLanes<float>; ++lane) p[lane] = static_cast<float16>(v[lane]);
+#endif
+}
+
+template <class T>
+inline Vec<acc_t<T>> load(const T* p, Full) {
+  return load_vec(p);
+}
+template <class T>
+inline Vec<acc_t<T>> load(const T* p, Partial lanes) {
+  T row[kLanes<acc_t<T>>] = {};
+  memcpy(row, p, lanes.count * sizeof(T));
+  return load_vec(row);
+}
+template <class T>
+inline void store(T* p, Vec<acc_t<T>> v, Full) {
+  store_vec(p, v);
+}
+template <class T>
+inline void store(T* p, Vec<acc_t<T>> v, Partial lanes) {
+  T row[kLanes<acc_t<T>>];
+  store_vec(row, v);
+  memcpy(p, row, lanes.count * sizeof(T));
+}
+
+// Calls f(first, lanes) for the vectors of `count` elements of a row.
+template <class A, class F>
+inline __attribute__((always_inline)) void for_lanes(int64_t count, const F& f) {
+  int64_t first = 0;
+  for (; first + kLanes<A> <= count; first += kLanes<A>) f(first, Full{});
+  if (first < count) f(first, Partial{static_cast<int>(count - first)});
+}
+
+// (Of generic code: 0 + x would be an addition, for it turns -0 into 0; x - 0 is x.)
+inline FloatVec splat(float x) {
+#if CONVGRU_VECTOR_BYTES == 64
+  return _mm512_set1_ps(x);
+#elif CONVGRU_VECTOR_BYTES == 32
+  return _mm256_set1_ps(x);
+#else
+  return x - FloatVec{};
+#endif
+}
+inline DoubleVec splat(double x) {
+#if CONVGRU_VECTOR_BYTES == 64
+  return _mm512_set1_pd(x);
+#elif CONVGRU_VECTOR_BYTES == 32
+  return _mm256_set1_pd(x);
+#else
+  return x - DoubleVec{};
+#endif
+}
+inline FloatVec fma_vec(FloatVec a, FloatVec b, FloatVec c) {
+#if CONVGRU_VECTOR_BYTES == 64
+  return _mm512_fmadd_ps(a, b, c);
+#elif CONVGRU_VECTOR_BYTES == 32
+  return _mm256_fmadd_ps(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+inline DoubleVec fma_vec(DoubleVec a, DoubleVec b, DoubleVec c) {
+#if CONVGRU_VECTOR_BYTES == 64
+  return _mm512_fmadd_pd(a, b, c);
+#elif CONVGRU_VECTOR_BYTES == 32
+  return _mm256_fmadd_pd(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+
+// Scratch memory of a thread, kept from call to call; one slot for each purpose.
+class Scratch {
+ public:
+  void* reserve(size_t bytes) {
+    if (bytes > bytes_) {
+      memory_.reset(std::aligned_alloc(64, (bytes + 63) / 64 * 64));
+      bytes_ = memory_ == nullptr ? 0 : bytes;
+      if (memory_ == nullptr) throw std::bad_alloc();
+    }
+    return memory_.get();
+  }
+
+ private:
+  struct Free {
+    void operator()(void* p) const { std::free(p); }
+  };
+  std::unique_ptr<void, Free> memory_;
+  size_t bytes_ = 0;
+};
+
+template <class A>
+inline A* scratch(int64_t count) {
+  static thread_local Scratch memory;
+  return static_cast<A*>(memory.reserve(count * sizeof(A)));
+}
+
+}  // namespace
+}  // namespace cpu::CONVGRU_ISA
+
+namespace {
+
+template <>
+struct Lanes<cpu::CONVGRU_ISA::FloatVec> {
+  using F = cpu::CONVGRU_ISA::FloatVec;
+  using Int = cpu::CONVGRU_ISA::IntVec;
+  static CONVGRU_HOST_DEVICE F splat(float x) { return cpu::CONVGRU_ISA::splat(x); }
+  static CONVGRU_HOST_DEVICE F fma(F a, F b, F c) { return cpu::CONVGRU_ISA::fma_vec(a, b, c); }
+  static CONVGRU_HOST_DEVICE F divide(F a, F b) { return a / b; }
+};
+
+template <>
+inline cpu::CONVGRU_ISA::DoubleVec sigmoid(cpu::CONVGRU_ISA::DoubleVec x) {
+  for (int lane = 0; lane < cpu::CONVGRU_ISA::kLanes<double>; ++lane) x[lane] = sigmoid<double>(x[lane]);
+  return x;
+}
+template <>
+inline cpu::CONVGRU_ISA::DoubleVec tanh(cpu::CONVGRU_ISA::DoubleVec x) {
+  for (int lane = 0; lane < cpu::CONVGRU_ISA::kLanes<double>; ++lane) x[lane] = tanh<double>(x[lane]);
+  return x;
+}
+
+}  // namespace
+}  // namespace convgru
