@@ -84,12 +84,22 @@ struct Work {
   }
 };
 
-// Elements from one row of a panel to the next: one cache line more than the depth, so that the rows of a
-// product do not fall on the same cache sets.
+// Elements from one row of a panel to the next. Long rows are a cache line longer than the depth, so that the
+// rows of a product do not fall on the same cache sets.
 template <class A>
 CONVGRU_INLINE constexpr int64_t panel_stride(int64_t depth) {
   constexpr int64_t kLine = 64 / sizeof(A);
-  return (depth + kLine - 1) / kLine * kLine + kLine;
+  const int64_t lines = (depth + kLine - 1) / kLine;
+  return (lines < 16 ? lines : lines | 1) * kLine;
+}
+
+// Elements from one position of a panel or of products to the next, from those of its rows: an odd number of
+// cache lines, so that the positions of a tile, which are written or read together, fall on different cache
+// sets.
+template <class A>
+CONVGRU_INLINE constexpr int64_t position_stride(int64_t elements) {
+  constexpr int64_t kLine = 64 / sizeof(A);
+  return ((elements + kLine - 1) / kLine | 1) * kLine;
 }
 
 // One part of the weights that are packed together: any layout, w[o*out_stride + i*in_stride + a*row_stride +
@@ -147,8 +157,8 @@ struct ConvolutionKernels {
   void (*gradient_panels)(
       int64_t begin, int64_t end, const GradientWork& work, int64_t first_tile, const Source<T>& x,
       const Source<T>& grad,
-      A* x_panel,      // [positions][tiles_per_chunk][panel_stride(depth)]
-      A* grad_panel);  // [positions][blocks][tiles_per_chunk][channel_block]
+      A* x_panel,      // [positions][tiles_per_chunk][panel_stride(depth)], positions position_stride apart
+      A* grad_panel);  // [positions][blocks][tiles_per_chunk][channel_block], likewise
 
   // Then the items [begin, end) of positions * blocks * row_splits, over the `count` tiles of the chunk.
   void (*gradient_products)(

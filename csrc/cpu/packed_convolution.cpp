@@ -138,9 +138,9 @@ WeightGradient<T>::WeightGradient(
   work_ = plan_gradient(
       kernels_->scheme, shape, sizeof(A), kernels_->channel_block, torch::stable::get_num_threads());
   const int64_t positions = kernels_->scheme.positions(), depth = work_.depth(kernels_->scheme);
-  x_panel_ = Buffer<A>(positions * work_.tiles_per_chunk * panel_stride<A>(depth));
-  grad_panel_ =
-      Buffer<A>(positions * kernels_->blocks(out) * work_.tiles_per_chunk * kernels_->channel_block);
+  const int64_t block = kernels_->channel_block, tiles = work_.tiles_per_chunk;
+  x_panel_ = Buffer<A>(positions * position_stride<A>(tiles * panel_stride<A>(depth) + block));
+  grad_panel_ = Buffer<A>(positions * position_stride<A>(kernels_->blocks(out) * tiles * block));
   sums_ = Buffer<A>(kernels_->packed_size(depth, out));
 }
 

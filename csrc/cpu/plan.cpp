@@ -12,7 +12,7 @@ constexpr const char* kVariable = "CONVGRU_FUSED_CPU_ALGORITHM";
 constexpr Algorithm kAlgorithms[] = {Algorithm::kDirect, Algorithm::kWinograd2, Algorithm::kWinograd4};
 
 // Of the second-level cache, for the panel and the products of a block of tiles.
-constexpr int64_t kPanelBytes = 640 << 10;
+constexpr int64_t kPanelBytes = 400 << 10;
 // Below so many tiles a product reads its weights more often than it is worth, even if the panel does not fit.
 constexpr int64_t kFewestTiles = 28;
 // With fewer tiles for each thread the output channels are divided among the threads instead.

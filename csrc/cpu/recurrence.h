@@ -92,10 +92,10 @@ std::vector<acc_t<T>> to_compute_type(const Optional& vector) {
   return values;
 }
 
-// The steps that are worked on together: their buffers stay in the third-level cache, but the packed weights
-// of the input, which pass through it once for them, must not be more than they are.
+// The steps that are worked on together: few, so that their buffers stay in cache, but the packed weights of the
+// input, which have to be read once for them, must not be more than they are.
 inline int64_t steps_per_chunk(const Problem& p, int64_t bytes_per_step, const Optional& weight_ih) {
-  constexpr int64_t kChunkBytes = 8 << 20;
+  constexpr int64_t kChunkBytes = 2 << 20;
   constexpr int64_t kPackedBytes = 16;  // of a weight, in Winograd's transformed form
   const int64_t weights = weight_ih.has_value() ? 2 * kPackedBytes * weight_ih->numel() : 0;
   return std::clamp<int64_t>(std::max(kChunkBytes, weights) / std::max<int64_t>(1, bytes_per_step), 1, p.T);

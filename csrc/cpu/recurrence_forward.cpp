@@ -105,12 +105,13 @@ std::tuple<Tensor, Tensor> forward(const Arguments& arguments, const Problem& p,
   const Tensor gates = stable::new_empty(weight_hh, gates_shape);
   if (p.all_rows() == 0) return {output, gates};
 
-  // A single step adds W*x and U*h before they leave the registers.
-  const bool joined = p.T == 1 && !p.cudnn && input.has_value() && hx.has_value() &&
-                      arguments.weight_ih->size(2) == weight_hh.size(2) &&
-                      arguments.weight_ih->size(3) == weight_hh.size(3);
   const int64_t C = input.has_value() ? input->size(2) : 0, rows_size = p.rows() * 3 * p.K;
   const int64_t steps = steps_per_chunk(p, (rows_size + p.rows() * C) * sizeof(T), arguments.weight_ih);
+  // Step by step W*x and U*h are added before they leave the registers. Otherwise W*x of some steps is computed
+  // ahead of them.
+  const bool joined = steps == 1 && (p.T > 1 || hx.has_value()) && !p.cudnn && input.has_value() &&
+                      arguments.weight_ih->size(2) == weight_hh.size(2) &&
+                      arguments.weight_ih->size(3) == weight_hh.size(3);
   Arguments outside_arguments = arguments;
   if (joined) outside_arguments.input = std::nullopt;
   OutsideGates<T> outside(outside_arguments, p, steps);
@@ -132,7 +133,7 @@ std::tuple<Tensor, Tensor> forward(const Arguments& arguments, const Problem& p,
   }
   const auto convolve = [&](int64_t i, const Convolution& convolution, const Input<T>& images, int64_t out,
                             const Epilogue<T>& epilogue) {
-    if (i == 0 && !hx.has_value())
+    if (i == 0 && !hx.has_value() && images.count == 1)
       kernels.run_without_sums(p.rows(), out, epilogue);
     else
       convolution.run(p.N, images, epilogue);
@@ -170,13 +171,15 @@ std::tuple<Tensor, Tensor> forward(const Arguments& arguments, const Problem& p,
       joined ? Convolution::joined({*arguments.weight_ih, 0, 3 * p.K}, rows_rz, step, p.numerics)
              : Convolution::forward(rows_rz, step, p.numerics);
   const Convolution U_n = Convolution::forward(rows_n, step, p.numerics);
-  const T* x = joined ? Images<T>(*input).channels_last(0, p.N, x_buffer) : nullptr;
+  const std::optional<Images<T>> x = joined ? std::optional<Images<T>>(*input) : std::nullopt;
   const Buffer<T> rh(p.state_size());
   for_steps([&](int64_t i, int64_t t, T* a_t) {
     const ResetUpdate<T> reset_update{
         p.K, a_t, save_gates, h, rh.get(), joined, joined ? outside.addends(t) : Addends<T>{}};
     const Source<T> h_source{h, p.K, p.K};
-    const Input<T> images = joined ? Input<T>{{{x, C, C}, h_source}, 2} : Input<T>{{h_source}, 1};
+    const Input<T> images =
+        joined ? Input<T>{{{x->channels_last(t * p.N, p.N, x_buffer), C, C}, h_source}, 2}
+               : Input<T>{{h_source}, 1};
     convolve(i, U_rz, images, (joined ? 3 : 2) * p.K, kernels.gates.reset_update(reset_update));
     const Candidate<T> candidate{p.K, p.valid(t), a_t, save_gates, h, states.state(i), states.output(i)};
     convolve(i, U_n, one_source<T>(rh.get(), p.K, p.K), p.K, kernels.gates.candidate(candidate));

@@ -1,12 +1,12 @@
 // Vectors of the instruction set that a file is compiled for: CONVGRU_VECTOR_BYTES in the namespace
 // CONVGRU_ISA. Storage types are widened when loaded and rounded to nearest even when stored.
 #pragma once
-#include <new>
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
 
 #include "../gru_math.h"
+#include "memory.h"
 #include "scalar.h"
 
 namespace convgru {
@@ -159,30 +159,23 @@ inline DoubleVec fma_vec(DoubleVec a, DoubleVec b, DoubleVec c) {
 #endif
 }
 
-// Scratch memory of a thread, kept from call to call; one slot for each purpose.
-class Scratch {
- public:
-  void* reserve(size_t bytes) {
-    if (bytes > bytes_) {
-      memory_.reset(std::aligned_alloc(64, (bytes + 63) / 64 * 64));
-      bytes_ = memory_ == nullptr ? 0 : bytes;
-      if (memory_ == nullptr) throw std::bad_alloc();
-    }
-    return memory_.get();
-  }
-
- private:
-  struct Free {
-    void operator()(void* p) const { std::free(p); }
-  };
-  std::unique_ptr<void, Free> memory_;
-  size_t bytes_ = 0;
-};
-
+// Scratch memory of a thread, kept from call to call.
 template <class A>
 inline A* scratch(int64_t count) {
-  static thread_local Scratch memory;
-  return static_cast<A*>(memory.reserve(count * sizeof(A)));
+  static thread_local struct Memory {
+    void* data = nullptr;
+    size_t bytes = 0;
+    ~Memory() { deallocate(data); }
+  } memory;
+  const size_t bytes = count * sizeof(A);
+  if (bytes > memory.bytes) {
+    deallocate(memory.data);
+    memory.data = nullptr;
+    memory.bytes = 0;
+    memory.data = allocate(bytes);
+    memory.bytes = bytes;
+  }
+  return static_cast<A*>(memory.data);
 }
 
 }  // namespace
@@ -196,7 +189,17 @@ struct Lanes<cpu::CONVGRU_ISA::FloatVec> {
   using Int = cpu::CONVGRU_ISA::IntVec;
   static CONVGRU_HOST_DEVICE F splat(float x) { return cpu::CONVGRU_ISA::splat(x); }
   static CONVGRU_HOST_DEVICE F fma(F a, F b, F c) { return cpu::CONVGRU_ISA::fma_vec(a, b, c); }
-  static CONVGRU_HOST_DEVICE F divide(F a, F b) { return a / b; }
+  static CONVGRU_HOST_DEVICE F divide(F a, F b) {
+#if CONVGRU_VECTOR_BYTES == 64
+    // An estimate of 1/b with 14 bits and a step of Newton's method: a third of the time of the division.
+    const F estimate = _mm512_rcp14_ps(b);
+    const F inverse = fma(estimate, fma(-b, estimate, splat(1.0f)), estimate);
+    const F quotient = a * inverse;
+    return fma(fma(-b, quotient, a), inverse, quotient);
+#else
+    return a / b;
+#endif
+  }
 };
 
 template <>
