@@ -261,6 +261,7 @@ class Sample:
     layout: str = "contiguous"  # of every image; one of LAYOUTS
     variant: str = "gru-rcn"
     reverse: bool = False
+    input_scale: float = 1.0  # of the input's standard deviation
 
     def arguments(
         self, dtype: torch.dtype, device: torch.device | str = "cpu", *, requires_grad: bool = False
@@ -278,7 +279,7 @@ class Sample:
 
         gate_pixels = (1, 1) if self.gate_bias == "1x1" else (H, W)
         # Everything is drawn, needed or not: samples that differ in one option differ in nothing else.
-        input = normal(T, N, C, H, W, scale=1.0)
+        input = normal(T, N, C, H, W, scale=self.input_scale)
         hx = normal(N, K, H, W, scale=0.5)
         weight_ih = normal(3 * K, C, kh, kw, scale=1 / math.sqrt(C * kh * kw))
         weight_hh = normal(3 * K, K, kh, kw, scale=1 / math.sqrt(K * kh * kw))

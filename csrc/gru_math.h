@@ -43,10 +43,6 @@ template <class F>
 CONVGRU_HOST_DEVICE F fma(F a, F b, F c) {
   return Lanes<F>::fma(a, b, c);
 }
-template <class F>
-CONVGRU_HOST_DEVICE F fma(F a, float b, F c) {
-  return Lanes<F>::fma(a, Lanes<F>::splat(b), c);
-}
 
 template <class F>
 struct ExpParts {
@@ -64,9 +60,9 @@ CONVGRU_HOST_DEVICE ExpParts<F> exp_parts(F x) {
   constexpr float kLn2Low = -2.12194440e-4f;
   constexpr float kRound =
       12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, kept in the low mantissa bits
-  const F shifted = fma(x, kLog2E, L::splat(kRound));
+  const F shifted = fma(x, L::splat(kLog2E), L::splat(kRound));
   const F n = shifted - kRound;
-  const F r = fma(n, -kLn2Low, fma(n, -kLn2High, x));
+  const F r = fma(n, L::splat(-kLn2Low), fma(n, L::splat(-kLn2High), x));
   F p = L::splat(1.0f / 5040);
   p = fma(p, r, L::splat(1.0f / 720));
   p = fma(p, r, L::splat(1.0f / 120));

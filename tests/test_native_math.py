@@ -1,4 +1,5 @@
-"""The functions of csrc/gru_math.h against float64, in units in the last place, with and without FMA."""
+"""The functions of csrc/gru_math.h against float64, in units in the last place: one by one as a GPU calls them,
+with and without FMA, and on the vectors of each instruction set."""
 
 import ctypes
 import math
@@ -9,32 +10,67 @@ from pathlib import Path
 import pytest
 import torch
 
+from convgru_fused import _build_info
+
 CSRC = Path(__file__).parent.parent / "csrc"
 
-SOURCE = """
+SCALAR = """
 #include "gru_math.h"
 extern "C" {
 void sigmoid(int64_t n, const float* x, float* y) {
-  for (int64_t i = 0; i < n; ++i) y[i] = convgru::sigmoid(x[i]);
+  for (int64_t i = 0; i < n; ++i) y[i] = convgru::sigmoid<float>(x[i]);
 }
 void tanh_(int64_t n, const float* x, float* y) {
-  for (int64_t i = 0; i < n; ++i) y[i] = convgru::tanh(x[i]);
+  for (int64_t i = 0; i < n; ++i) y[i] = convgru::tanh<float>(x[i]);
 }
 }
 """
 
-# What setup.py gives every kernel; x86 kernels are compiled with FMA too, those for any machine without.
-FLAGS = ["-std=c++20", "-O3", "-ffp-contract=off", "-shared", "-fPIC"]
-TARGETS = {"generic": []}
+VECTOR = """
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <utility>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+%s
+#define CONVGRU_ISA isa
+#define CONVGRU_VECTOR_BYTES %d
+#include "cpu/simd.inl"
+using namespace convgru::cpu::isa;
+extern "C" {
+void sigmoid(int64_t n, const float* x, float* y) {
+  for_lanes<float>(n, [&](int64_t i, auto lanes) { store(y + i, convgru::sigmoid(load(x + i, lanes)), lanes); });
+}
+void tanh_(int64_t n, const float* x, float* y) {
+  for_lanes<float>(n, [&](int64_t i, auto lanes) { store(y + i, convgru::tanh(load(x + i, lanes)), lanes); });
+}
+}
+"""
+
+# What setup.py gives every kernel, and what the files of the instruction sets define.
+FLAGS = ["-std=c++20", "-O3", "-ffp-contract=off", "-Wno-psabi", "-shared", "-fPIC"]
+PRAGMAS = {
+    "generic": ("", 16),
+    "avx2": ('#pragma GCC target("avx2,fma,f16c")', 32),
+    "avx512": ('#pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")', 64),
+}
+TARGETS = {"scalar": (SCALAR, [])}
 if platform.machine() == "x86_64":
-    TARGETS["fma"] = ["-mavx2", "-mfma"]
+    TARGETS["scalar-fma"] = (SCALAR, ["-mavx2", "-mfma", "-DCONVGRU_FMA"])
+for name, values in PRAGMAS.items():
+    TARGETS[name] = (VECTOR % values, [])
+    if name == _build_info.cpu_capability():
+        break
 
 
 @pytest.fixture(scope="module", params=TARGETS.values(), ids=TARGETS)
 def library(request, tmp_path_factory):
+    source, flags = request.param
     folder = tmp_path_factory.mktemp("native-math")
-    (folder / "math.cpp").write_text(SOURCE)
-    command = ["c++", *FLAGS, *request.param, f"-I{CSRC}", "math.cpp", "-o", "math.so"]
+    (folder / "math.cpp").write_text(source)
+    command = ["c++", *FLAGS, *flags, f"-I{CSRC}", "math.cpp", "-o", "math.so"]
     subprocess.run(command, cwd=folder, check=True)
     return ctypes.CDLL(str(folder / "math.so"))
 

@@ -16,8 +16,8 @@ namespace convgru::cpu {
 
 enum class Algorithm {
   kDirect,     // the sum as it stands; any kernel, any type
-  kWinograd2,  // Winograd's, tiles of two outputs along each axis of the kernel: F(2x2, 3x3), F(2, 5)
-  kWinograd4,  // the same with four: F(4x4, 3x3), F(4, 5)
+  kWinograd2,  // Winograd's with tiles of two outputs along each axis: F(2x2, 3x3)
+  kWinograd4,  // the same with four outputs along each axis of the kernel: F(4x4, 3x3), F(4, 5)
 };
 
 // The shape of a transformed tile. Direct: one pixel, one position, whatever the kernel.
@@ -187,7 +187,7 @@ using WithoutSums = void (*)(int64_t begin, int64_t end, int64_t out, const Epil
 template <class T>
 struct ConvolutionKernelSet {
   ConvolutionKernels<T> direct;
-  ConvolutionKernels<T> winograd[6];
+  ConvolutionKernels<T> winograd[4];
   int winograd_count;
   WithoutSums<T> without_sums;
 };

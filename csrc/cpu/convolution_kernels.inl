@@ -507,10 +507,8 @@ constexpr ConvolutionKernelSet<T> winograd_and_direct() {
           kernels_of<T, Scheme{Algorithm::kWinograd4, 1, 4, 1, 5}>(),
           kernels_of<T, Scheme{Algorithm::kWinograd4, 4, 1, 5, 1}>(),
           kernels_of<T, Scheme{Algorithm::kWinograd2, 2, 2, 3, 3}>(),
-          kernels_of<T, Scheme{Algorithm::kWinograd2, 1, 2, 1, 5}>(),
-          kernels_of<T, Scheme{Algorithm::kWinograd2, 2, 1, 5, 1}>(),
       },
-      6,
+      4,
       without_sums<T>};
 }
 

@@ -120,57 +120,6 @@ struct Transform<2, 3> {
   }
 };
 
-// As many inputs and the same points as F(4, 3), hence the same transform of the input.
-template <>
-struct Transform<2, 5> {
-  static void input(FloatVec* d, int step) { Transform<4, 3>::input(d, step); }
-
-  static void weight(const FloatVec* g, int step, FloatVec* u, int u_step) {
-    const FloatVec g0 = g[0], g1 = g[step], g2 = g[2 * step], g3 = g[3 * step], g4 = g[4 * step];
-    const FloatVec even = (g0 + g4) + g2, odd = g1 + g3;
-    u[0] = g0;
-    u[u_step] = (even + odd) * splat(1.0f / 3);
-    u[2 * u_step] = (odd - even) * splat(1.0f / 3);
-    u[3 * u_step] = fma_vec(
-                        splat(16.0f), g0,
-                        fma_vec(splat(8.0f), g1, fma_vec(splat(4.0f), g2, fma_vec(splat(2.0f), g3, g4)))) *
-                    splat(-1.0f / 15);
-    u[4 * u_step] = fma_vec(
-                        splat(16.0f), g4,
-                        fma_vec(splat(-8.0f), g3, fma_vec(splat(4.0f), g2, fma_vec(splat(-2.0f), g1, g0)))) *
-                    splat(1.0f / 15);
-    u[5 * u_step] = g4;
-  }
-
-  static void output(const FloatVec* m, int step, FloatVec* y, int y_step) {
-    const FloatVec m1 = m[step], m2 = m[2 * step], m3 = m[3 * step], m4 = m[4 * step];
-    y[0] = (m[0] + (m1 + m2)) + (m3 + m4);
-    y[y_step] = fma_vec(splat(-2.0f), m4, fma_vec(splat(0.5f), m3, m1 - m2)) + m[5 * step];
-  }
-
-  static void output_gradient(const FloatVec* y, int step, FloatVec* u, int u_step) {
-    const FloatVec y0 = y[0], y1 = y[step];
-    u[0] = y0;
-    u[u_step] = y0 + y1;
-    u[2 * u_step] = y0 - y1;
-    u[3 * u_step] = fma_vec(splat(0.5f), y1, y0);
-    u[4 * u_step] = fma_vec(splat(-2.0f), y1, y0);
-    u[5 * u_step] = y1;
-  }
-
-  static void weight_gradient(const FloatVec* m, int step, FloatVec* g, int g_step) {
-    const FloatVec third = splat(1.0f / 3);
-    const FloatVec m1 = m[step] * third, m2 = m[2 * step] * third;
-    const FloatVec m3 = m[3 * step] * splat(-1.0f / 15), m4 = m[4 * step] * splat(1.0f / 15);
-    const FloatVec even = m1 - m2, odd = m1 + m2;
-    g[0] = (m[0] + even) + fma_vec(splat(16.0f), m3, m4);
-    g[g_step] = fma_vec(splat(8.0f), m3, fma_vec(splat(-2.0f), m4, odd));
-    g[2 * g_step] = fma_vec(splat(4.0f), m3 + m4, even);
-    g[3 * g_step] = fma_vec(splat(2.0f), m3, fma_vec(splat(-8.0f), m4, odd));
-    g[4 * g_step] = (m[5 * step] + even) + fma_vec(splat(16.0f), m4, m3);
-  }
-};
-
 // Points 0, 1, -1, 2, -2, 1/2, -1/2, infinity. What belongs to p and -p is computed as even part plus and
 // minus odd part.
 template <>
