@@ -8,6 +8,7 @@
 // The direct algorithm is the one whose tile is a pixel with a single position. docs/cpu.md derives the
 // transforms.
 #pragma once
+#include <atomic>
 #include <cstdint>
 
 #include "scalar.h"
@@ -148,10 +149,11 @@ struct ConvolutionKernels {
   void (*pack)(int64_t begin, int64_t end, const Weights<T>& weights, A* packed);
 
   // The work items [begin, end). Outputs from narrow_from on see only the first source. No result depends on
-  // how the work is divided.
+  // how the work is divided. Sets not_finite if Winograd's algorithm comes to an infinity or a NaN, which the
+  // direct sum may not have or may have elsewhere.
   void (*convolve)(
       int64_t begin, int64_t end, const Work& work, const Input<T>& input, int64_t out, int64_t narrow_from,
-      const A* packed, const Epilogue<T>& epilogue);
+      const A* packed, const Epilogue<T>& epilogue, std::atomic<bool>& not_finite);
 
   // The weight gradient in three steps. First the tiles first_tile + [begin, end) of a chunk:
   void (*gradient_panels)(
@@ -166,10 +168,11 @@ struct ConvolutionKernels {
       const A* grad_panel,
       A* sums);  // [positions][blocks][depth][channel_block]; with accumulate in and out, else out
 
-  // At last the blocks [begin, end) of output channels.
+  // At last the blocks [begin, end) of output channels. not_finite: as in convolve.
   void (*gradient_finish)(
       int64_t begin, int64_t end, const GradientWork& work, const A* sums,
-      T* gradient);  // (out,in,kernel_h,kernel_w)
+      T* gradient,  // (out,in,kernel_h,kernel_w)
+      std::atomic<bool>& not_finite);
 
   CONVGRU_INLINE int64_t blocks(int64_t out) const { return (out + channel_block - 1) / channel_block; }
   CONVGRU_INLINE int64_t packed_size(int64_t depth, int64_t out) const {

@@ -255,18 +255,32 @@ class Sums {
   alignas(64) A c_[kEpiloguePixels * kBlock<A>];
 };
 
+// Remembers whether a value was infinite or NaN.
+class FiniteCheck {
+ public:
+  void see(FloatVec value) { zero_ = fma_vec(value, FloatVec{}, zero_); }
+  void report(std::atomic<bool>& not_finite) const {
+    for (int lane = 0; lane < kLanes<float>; ++lane)
+      if (zero_[lane] != zero_[lane]) not_finite.store(true, std::memory_order_relaxed);
+  }
+
+ private:
+  FloatVec zero_{};
+};
+
 // The products of `count` tiles [positions][tiles_per_block][kBlock], positions `stride` apart, transformed back,
 // to the epilogue.
 template <class T, Scheme kScheme>
 void winograd_sums(
     int64_t first_tile, int64_t count, const Work& p, const float* products, int64_t stride, int64_t channel,
-    int64_t channels, const Epilogue<T>& epilogue) {
+    int64_t channels, const Epilogue<T>& epilogue, std::atomic<bool>& not_finite) {
   using Rows = Transform<kScheme.tile_h, kScheme.kernel_h>;
   using Columns = Transform<kScheme.tile_w, kScheme.kernel_w>;
   constexpr int kTileH = kScheme.tile_h, kTileW = kScheme.tile_w;
   constexpr int kInputW = kScheme.input_w(), kPositions = kScheme.positions();
   static_assert(kTileH * kTileW <= kEpiloguePixels);
   Sums<T> sums(epilogue, channel, channels);
+  FiniteCheck finite;
   const int halves = channels > kLanes<float> ? 2 : 1;
   for (int64_t tile = 0; tile < count; ++tile) {
     const auto [image, top, left] = tile_position<kScheme>(first_tile + tile, p.height, p.width);
@@ -284,11 +298,14 @@ void winograd_sums(
             load_vec(products + position * stride + tile * kBlock<float> + half * kLanes<float>);
       for (int b = 0; b < kInputW; ++b) Rows::output(m + b, kInputW, partial + b, kInputW);
       for (int a = 0; a < kTileH; ++a) Columns::output(partial + kInputW * a, 1, y + kTileW * a, 1);
-      for (int pixel = 0; pixel < kTileH * kTileW; ++pixel)
+      for (int pixel = 0; pixel < kTileH * kTileW; ++pixel) {
+        finite.see(y[pixel]);
         if (targets[pixel] != nullptr) store_vec(targets[pixel] + half * kLanes<float>, y[pixel]);
+      }
     }
   }
   sums.flush();
+  finite.report(not_finite);
 }
 
 template <class T>
@@ -308,7 +325,7 @@ void direct_sums(
 template <class T, Scheme kScheme>
 void convolve(
     int64_t begin, int64_t end, const Work& p, const Input<T>& input, int64_t out, int64_t narrow_from,
-    const acc_t<T>* packed, const Epilogue<T>& epilogue) {
+    const acc_t<T>* packed, const Epilogue<T>& epilogue, std::atomic<bool>& not_finite) {
   using A = acc_t<T>;
   constexpr int kPositions = kScheme.positions();
   const int64_t taps = kScheme.direct() ? p.kernel_h * p.kernel_w : 1;
@@ -359,7 +376,7 @@ void convolve(
         direct_sums(first_tile, count, products, channel, channels, epilogue);
       else
         winograd_sums<T, kScheme>(
-            first_tile, count, p, products, products_position, channel, channels, epilogue);
+            first_tile, count, p, products, products_position, channel, channels, epilogue, not_finite);
     }
   }
 }
@@ -449,10 +466,12 @@ void gradient_products(
 
 template <class T, Scheme kScheme>
 void gradient_finish(
-    int64_t begin, int64_t end, const GradientWork& p, const acc_t<T>* sums, T* gradient) {
+    int64_t begin, int64_t end, const GradientWork& p, const acc_t<T>* sums, T* gradient,
+    std::atomic<bool>& not_finite) {
   using A = acc_t<T>;
   const int64_t blocks = (p.out + kBlock<A> - 1) / kBlock<A>, taps = p.kernel_h * p.kernel_w;
   const int64_t depth = p.depth(kScheme);
+  FiniteCheck finite;
   for (int64_t half = 2 * begin; half < 2 * end; ++half) {
     const int64_t block = half / 2, first = half * kLanes<A>;
     const int64_t lanes = p.out - first < kLanes<A> ? p.out - first : kLanes<A>;  // negative: none
@@ -478,10 +497,14 @@ void gradient_finish(
         for (int b = 0; b < kInputW; ++b) Rows::weight_gradient(m + b, kInputW, partial + b, kInputW);
         for (int a = 0; a < kKernelH; ++a)
           Columns::weight_gradient(partial + kInputW * a, 1, g + kKernelW * a, 1);
-        for (int tap = 0; tap < kKernelH * kKernelW; ++tap) put(i, tap, g[tap]);
+        for (int tap = 0; tap < kKernelH * kKernelW; ++tap) {
+          finite.see(g[tap]);
+          put(i, tap, g[tap]);
+        }
       }
     }
   }
+  finite.report(not_finite);
 }
 
 template <class T, Scheme kScheme>

@@ -4,6 +4,7 @@
 // that has to run on lesser machines.
 #include <immintrin.h>
 
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>

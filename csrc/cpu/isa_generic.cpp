@@ -1,4 +1,5 @@
 // The kernels for any machine.
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>

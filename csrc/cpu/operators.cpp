@@ -3,6 +3,7 @@
 #include <torch/headeronly/core/ScalarType.h>
 
 #include <algorithm>
+#include <atomic>
 #include <optional>
 #include <string>
 #include <tuple>
@@ -44,7 +45,7 @@ Problem describe(const Arguments& arguments, const std::string& variant, bool re
   p.reverse = reverse;
   const bool wide = weight_hh.scalar_type() == ScalarType::Float;
   // Beside the rounding of 16-bit storage that of a fast algorithm does not count.
-  p.numerics = {fast || !wide, weight_hh.scalar_type() == ScalarType::Double};
+  p.mode.numerics = {fast || !wide, weight_hh.scalar_type() == ScalarType::Double, false};
   STD_TORCH_CHECK(
       weight_hh.size(0) == 3 * p.K, "weight_hh: expected ", 3 * p.K, " outputs, got ", weight_hh.size(0));
   if (input.has_value()) {
@@ -124,6 +125,17 @@ void check_bias(const char* name, const Optional& bias, const Tensor& weight_hh)
       weight_hh.size(0), ",)");
 }
 
+// f(p), and again with the direct sum if a fast algorithm came to infinities or NaNs.
+template <class F>
+auto run_finite(Problem p, const F& f) {
+  std::atomic<bool> not_finite = false;
+  p.mode.not_finite = &not_finite;
+  auto result = f(p);
+  if (!not_finite) return result;
+  p.mode.numerics.only_direct = true;
+  return f(p);
+}
+
 // The arguments of both operators, made ready, and the problem that they describe.
 std::tuple<Arguments, Problem> prepare(
     const Optional& input, const Optional& hx, const Optional& weight_ih, const Tensor& weight_hh,
@@ -150,7 +162,7 @@ std::tuple<Tensor, Tensor> conv_gru(
   const auto [arguments, p] = prepare(
       input, hx, weight_ih, weight_hh, bias_ih, bias_hh, gate_bias, lengths, variant, reverse, fast);
   return dispatch(weight_hh.scalar_type(), [&, &arguments = arguments, &p = p](auto zero) {
-    return forward<decltype(zero)>(arguments, p, save_gates);
+    return run_finite(p, [&](const Problem& q) { return forward<decltype(zero)>(arguments, q, save_gates); });
   });
 }
 
@@ -176,7 +188,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> conv_gru_back
       p.all_rows() * p.gates_kept() * p.K, " elements or none, got ", gates.numel());
   const Tensor gates_kept = stable::contiguous(gates);
   Gradients g = dispatch(weight_hh.scalar_type(), [&, &arguments = arguments, &p = p](auto zero) {
-    return backward<decltype(zero)>(grad_output, arguments, output, gates_kept, p, output_mask);
+    return run_finite(p, [&](const Problem& q) {
+      return backward<decltype(zero)>(grad_output, arguments, output, gates_kept, q, output_mask);
+    });
   });
   return {g[0], g[1], g[2], g[3], g[4], g[5], g[6]};
 }

@@ -38,12 +38,12 @@ WeightMemory<T> memory_of(const WeightRows& rows) {
 template <class T>
 PackedConvolution<T>::PackedConvolution(
     const Parts& parts, const std::vector<WeightMemory<T>>& memory, int64_t in, int64_t out,
-    int64_t narrow_from, int64_t channel_unit, ConvolutionShape shape, Numerics numerics)
-    : shape_(shape), narrow_from_(narrow_from) {
+    int64_t narrow_from, int64_t channel_unit, ConvolutionShape shape, const Mode& mode)
+    : shape_(shape), mode_(mode), narrow_from_(narrow_from) {
   shape_.in = in;
   shape_.out = out;
   kernels_ = find_kernels<T>(
-      choose_algorithm(shape_, numerics, /*weight_gradient=*/false), shape.kernel_h, shape.kernel_w);
+      choose_algorithm(shape_, mode.numerics, /*weight_gradient=*/false), shape.kernel_h, shape.kernel_w);
   channel_unit_ = std::max(channel_unit, kernels_->channel_block);
   Weights<T> weights{{}, static_cast<int>(parts.size()), out, in, shape.kernel_h, shape.kernel_w};
   WeightMemory<T> memories[kMostSources] = {};
@@ -59,21 +59,21 @@ void PackedConvolution<T>::run(int64_t batch, const Input<T>& input, const Epilo
   const Work work = plan_work(
       kernels_->scheme, shape, sizeof(acc_t<T>), torch::stable::get_num_threads(), channel_unit_);
   torch::stable::parallel_for(0, work.items(kernels_->scheme), 1, [&](int64_t begin, int64_t end) {
-    kernels_->convolve(begin, end, work, input, shape.out, narrow_from_, packed_.get(), epilogue);
+    kernels_->convolve(begin, end, work, input, shape.out, narrow_from_, packed_.get(), epilogue, *mode_.not_finite);
   });
 }
 
 template <class T>
 PackedConvolution<T> PackedConvolution<T>::forward(
-    const WeightRows& rows, const ConvolutionShape& extents, Numerics numerics) {
+    const WeightRows& rows, const ConvolutionShape& extents, const Mode& mode) {
   const std::vector<int32_t> outs = range(rows.first, rows.count);
   return {{part_of<T>(rows.weight, outs, 0)}, {memory_of<T>(rows)}, rows.weight.size(1), rows.count,
-          rows.count, 0, extents, numerics};
+          rows.count, 0, extents, mode};
 }
 
 template <class T>
 PackedConvolution<T> PackedConvolution<T>::joined(
-    const WeightRows& x, const WeightRows& h, const ConvolutionShape& extents, Numerics numerics) {
+    const WeightRows& x, const WeightRows& h, const ConvolutionShape& extents, const Mode& mode) {
   const std::vector<int32_t> x_outs = range(x.first, x.count);
   std::vector<int32_t> h_outs = range(h.first, h.count);
   h_outs.resize(x.count, -1);
@@ -85,12 +85,12 @@ PackedConvolution<T> PackedConvolution<T>::joined(
           h.count,
           0,
           extents,
-          numerics};
+          mode};
 }
 
 template <class T>
 PackedConvolution<T> PackedConvolution<T>::cudnn(
-    const Tensor& weight_hh, const ConvolutionShape& extents, Numerics numerics) {
+    const Tensor& weight_hh, const ConvolutionShape& extents, const Mode& mode) {
   const int64_t K = weight_hh.size(1);
   std::vector<int32_t> outs(3 * K);
   for (int64_t channel = 0; channel < 3 * K; ++channel) {
@@ -104,12 +104,12 @@ PackedConvolution<T> PackedConvolution<T>::cudnn(
           3 * K,
           3 * kCudnnGroup,
           extents,
-          numerics};
+          mode};
 }
 
 template <class T>
 PackedConvolution<T> PackedConvolution<T>::transposed(
-    const std::vector<WeightRows>& parts, const ConvolutionShape& extents, Numerics numerics) {
+    const std::vector<WeightRows>& parts, const ConvolutionShape& extents, const Mode& mode) {
   const Tensor& weight = parts[0].weight;
   const std::vector<int32_t> outs = range(0, weight.size(1));
   const int64_t last_tap =
@@ -124,17 +124,18 @@ PackedConvolution<T> PackedConvolution<T>::transposed(
     memory.push_back(memory_of<T>(rows));
     in += rows.count;
   }
-  return {packed, memory, in, weight.size(1), weight.size(1), 0, extents, numerics};
+  return {packed, memory, in, weight.size(1), weight.size(1), 0, extents, mode};
 }
 
 template <class T>
 WeightGradient<T>::WeightGradient(
-    int64_t in, int64_t out, const ConvolutionShape& extents, Numerics numerics) {
+    int64_t in, int64_t out, const ConvolutionShape& extents, const Mode& mode)
+    : mode_(mode) {
   ConvolutionShape shape = extents;
   shape.in = in;
   shape.out = out;
   kernels_ = find_kernels<T>(
-      choose_algorithm(shape, numerics, /*weight_gradient=*/true), shape.kernel_h, shape.kernel_w);
+      choose_algorithm(shape, mode.numerics, /*weight_gradient=*/true), shape.kernel_h, shape.kernel_w);
   work_ = plan_gradient(
       kernels_->scheme, shape, sizeof(A), kernels_->channel_block, torch::stable::get_num_threads());
   const int64_t positions = kernels_->scheme.positions(), depth = work_.depth(kernels_->scheme);
@@ -166,7 +167,7 @@ void WeightGradient<T>::add(int64_t batch, const Source<T>& x, const Source<T>& 
 template <class T>
 void WeightGradient<T>::finish(T* gradient) const {
   torch::stable::parallel_for(0, kernels_->blocks(work_.out), 1, [&](int64_t begin, int64_t end) {
-    kernels_->gradient_finish(begin, end, work_, sums_.get(), gradient);
+    kernels_->gradient_finish(begin, end, work_, sums_.get(), gradient, *mode_.not_finite);
   });
 }
 

@@ -3,6 +3,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <atomic>
 #include <memory>
 #include <vector>
 
@@ -14,6 +15,14 @@ namespace convgru::cpu {
 
 using torch::stable::Tensor;
 
+// The arithmetic of a call, and what came of it.
+struct Mode {
+  Numerics numerics;
+  // Set where a fast algorithm came to an infinity or a NaN: the call is to be repeated with the direct sum, which
+  // has them only where they belong.
+  std::atomic<bool>* not_finite;
+};
+
 // Output channels [first, first+count) of a weight (O,I,kh,kw) whose memory is dense, O outermost.
 struct WeightRows {
   const Tensor& weight;
@@ -23,23 +32,23 @@ struct WeightRows {
 template <class T>
 class PackedConvolution {
  public:
-  // extents: of the images that will be convolved, which decide on the algorithm, and of the kernel.
+  // mode: see Mode. extents: of the images that will be convolved, which decide on the algorithm, and of the kernel.
 
   // The convolution of images by such rows of a weight: I -> count channels.
-  static PackedConvolution forward(const WeightRows& rows, const ConvolutionShape& extents, Numerics numerics);
+  static PackedConvolution forward(const WeightRows& rows, const ConvolutionShape& extents, const Mode& mode);
 
   // The same of [x, h] at once, by a weight each: the output channels [0, narrow_from) of both, the rest of x
   // alone.
   static PackedConvolution joined(
-      const WeightRows& x, const WeightRows& h, const ConvolutionShape& extents, Numerics numerics);
+      const WeightRows& x, const WeightRows& h, const ConvolutionShape& extents, const Mode& mode);
 
   // U*h of the variant "cudnn", its output channels in the order of cudnn_channel.
-  static PackedConvolution cudnn(const Tensor& weight_hh, const ConvolutionShape& extents, Numerics numerics);
+  static PackedConvolution cudnn(const Tensor& weight_hh, const ConvolutionShape& extents, const Mode& mode);
 
   // The transposed convolution: the gradient of the input. Its channels come in two sources if parts has two
   // elements, which are rows of the same weight.
   static PackedConvolution transposed(
-      const std::vector<WeightRows>& parts, const ConvolutionShape& extents, Numerics numerics);
+      const std::vector<WeightRows>& parts, const ConvolutionShape& extents, const Mode& mode);
 
   // On `batch` images.
   void run(int64_t batch, const Input<T>& input, const Epilogue<T>& epilogue) const;
@@ -48,11 +57,12 @@ class PackedConvolution {
   using Parts = std::vector<WeightPart<T>>;
   PackedConvolution(
       const Parts& parts, const std::vector<WeightMemory<T>>& memory, int64_t in, int64_t out,
-      int64_t narrow_from, int64_t channel_unit, ConvolutionShape shape, Numerics numerics);
+      int64_t narrow_from, int64_t channel_unit, ConvolutionShape shape, const Mode& mode);
 
   const ConvolutionKernels<T>* kernels_;
   std::shared_ptr<const acc_t<T>[]> packed_;
   ConvolutionShape shape_;
+  Mode mode_;
   int64_t narrow_from_, channel_unit_;
 };
 
@@ -61,7 +71,7 @@ template <class T>
 class WeightGradient {
  public:
   // extents: of the images of one call of add, and of the kernel.
-  WeightGradient(int64_t in, int64_t out, const ConvolutionShape& extents, Numerics numerics);
+  WeightGradient(int64_t in, int64_t out, const ConvolutionShape& extents, const Mode& mode);
 
   // Adds what `batch` images give: x (batch,H,W,in) and the gradient of the output (batch,H,W,out).
   void add(int64_t batch, const Source<T>& x, const Source<T>& grad);
@@ -73,6 +83,7 @@ class WeightGradient {
   using A = acc_t<T>;
   const ConvolutionKernels<T>* kernels_;
   GradientWork work_;
+  Mode mode_;
   Buffer<A> x_panel_, grad_panel_, sums_;
   bool started_ = false;
 };

@@ -81,6 +81,7 @@ const char* algorithm_name(Algorithm algorithm) {
 }
 
 Algorithm choose_algorithm(const ConvolutionShape& shape, Numerics numerics, bool weight_gradient) {
+  if (numerics.only_direct) return Algorithm::kDirect;
   if (const char* wanted = std::getenv(kVariable)) {
     const auto* found = std::find_if(std::begin(kAlgorithms), std::end(kAlgorithms), [&](Algorithm a) {
       return std::string(wanted) == algorithm_name(a);

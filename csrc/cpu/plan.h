@@ -15,13 +15,14 @@ struct ConvolutionShape {
 
 // What a convolution's rounding may cost, and the type of its images.
 struct Numerics {
-  bool fast;           // convgru_fused.precision: every algorithm, else those that round like the direct sum
+  bool fast;  // convgru_fused.precision: every algorithm, else those that round like the direct sum
   bool double_precision;
+  bool only_direct;
 };
 
 // The algorithm for a convolution or, with weight_gradient, for its weight gradient. The environment variable
-// CONVGRU_FUSED_CPU_ALGORITHM ("direct", "winograd2", "winograd4") forces one wherever it exists. Throws
-// std::runtime_error for another value.
+// CONVGRU_FUSED_CPU_ALGORITHM ("direct", "winograd2", "winograd4") forces one wherever it exists, except under
+// only_direct. Throws std::runtime_error for another value.
 Algorithm choose_algorithm(const ConvolutionShape& shape, Numerics numerics, bool weight_gradient);
 
 const char* algorithm_name(Algorithm algorithm);

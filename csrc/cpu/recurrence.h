@@ -16,7 +16,7 @@ namespace convgru::cpu {
 struct Problem {
   int64_t T, N, K, H, W;
   bool cudnn, reverse;
-  Numerics numerics;
+  Mode mode;
   const int64_t* lengths;  // (N,) or nullptr
 
   int64_t pixels() const { return H * W; }

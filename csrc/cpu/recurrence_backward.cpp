@@ -33,10 +33,10 @@ class Recomputation {
         scratch_(steps * p.rows() * (p.cudnn ? 3 : 1) * p.K) {
     const ConvolutionShape extents = p.extents(steps * p.N, arguments.weight_hh);
     if (p.cudnn) {
-      first_ = Convolution::cudnn(arguments.weight_hh, extents, p.numerics);
+      first_ = Convolution::cudnn(arguments.weight_hh, extents, p.mode);
     } else {
-      first_ = Convolution::forward({arguments.weight_hh, 0, 2 * p.K}, extents, p.numerics);
-      second_ = Convolution::forward({arguments.weight_hh, 2 * p.K, p.K}, extents, p.numerics);
+      first_ = Convolution::forward({arguments.weight_hh, 0, 2 * p.K}, extents, p.mode);
+      second_ = Convolution::forward({arguments.weight_hh, 2 * p.K, p.K}, extents, p.mode);
     }
   }
 
@@ -86,10 +86,10 @@ class Carry {
     const ConvolutionShape step = p.extents(p.N, weight);
     const WeightRows rz{weight, 0, 2 * p.K}, n{weight, 2 * p.K, p.K};
     if (p.cudnn) {
-      first_ = Convolution::transposed({rz, n}, step, p.numerics);
+      first_ = Convolution::transposed({rz, n}, step, p.mode);
     } else {
-      first_ = Convolution::transposed({rz}, step, p.numerics);
-      second_ = Convolution::transposed({n}, step, p.numerics);
+      first_ = Convolution::transposed({rz}, step, p.mode);
+      second_ = Convolution::transposed({n}, step, p.mode);
     }
     std::fill_n(carry_.get(), p.state_size(), T{});
   }
@@ -181,14 +181,14 @@ class Collection {
       like(kInput, *arguments.input);
       const Tensor& weight = *arguments.weight_ih;
       grad_input_ = PackedConvolution<T>::transposed(
-          {{weight, 0, 3 * K}}, p.extents(images, weight), p.numerics);
+          {{weight, 0, 3 * K}}, p.extents(images, weight), p.mode);
     }
     if (wanted[kWeightIh])
-      weight_ih_.emplace(input_->channels, 3 * K, p.extents(images, *arguments.weight_ih), p.numerics);
+      weight_ih_.emplace(input_->channels, 3 * K, p.extents(images, *arguments.weight_ih), p.mode);
     if (wanted[kWeightHh]) {
       const ConvolutionShape extents = p.extents(images, arguments.weight_hh);
-      weight_rz_.emplace(K, 2 * K, extents, p.numerics);
-      weight_n_.emplace(K, K, extents, p.numerics);
+      weight_rz_.emplace(K, 2 * K, extents, p.mode);
+      weight_n_.emplace(K, K, extents, p.mode);
     }
     for (const int i : {int(kWeightIh), int(kWeightHh)}) {
       if (!wanted[i]) continue;

@@ -10,7 +10,7 @@ OutsideGates<T>::OutsideGates(const Arguments& arguments, const Problem& p, int6
   input_.emplace(*arguments.input);
   const Tensor& weight = *arguments.weight_ih;
   convolution_ =
-      PackedConvolution<T>::forward({weight, 0, 3 * p.K}, p.extents(steps * p.N, weight), p.numerics);
+      PackedConvolution<T>::forward({weight, 0, 3 * p.K}, p.extents(steps * p.N, weight), p.mode);
 }
 
 // The biases that add to the pre-activations directly, [3K]: all but the b_hn of "cudnn", which r multiplies.
@@ -153,7 +153,7 @@ std::tuple<Tensor, Tensor> forward(const Arguments& arguments, const Problem& p,
   };
 
   if (p.cudnn) {
-    const Convolution U = Convolution::cudnn(weight_hh, step, p.numerics);
+    const Convolution U = Convolution::cudnn(weight_hh, step, p.mode);
     const std::vector<acc_t<T>> b = to_compute_type<T>(arguments.bias_hh);
     const Buffer<T> gates_memory = save_gates ? Buffer<T>() : Buffer<T>(p.rows() * width);
     for_steps([&](int64_t i, int64_t t, T* a_t) {
@@ -168,9 +168,9 @@ std::tuple<Tensor, Tensor> forward(const Arguments& arguments, const Problem& p,
 
   const WeightRows rows_rz{weight_hh, 0, 2 * p.K}, rows_n{weight_hh, 2 * p.K, p.K};
   const Convolution U_rz =
-      joined ? Convolution::joined({*arguments.weight_ih, 0, 3 * p.K}, rows_rz, step, p.numerics)
-             : Convolution::forward(rows_rz, step, p.numerics);
-  const Convolution U_n = Convolution::forward(rows_n, step, p.numerics);
+      joined ? Convolution::joined({*arguments.weight_ih, 0, 3 * p.K}, rows_rz, step, p.mode)
+             : Convolution::forward(rows_rz, step, p.mode);
+  const Convolution U_n = Convolution::forward(rows_n, step, p.mode);
   const std::optional<Images<T>> x = joined ? std::optional<Images<T>>(*input) : std::nullopt;
   const Buffer<T> rh(p.state_size());
   for_steps([&](int64_t i, int64_t t, T* a_t) {
