@@ -69,6 +69,16 @@ struct Epilogue {
   const void* arguments;
 };
 
+// Where Winograd's algorithm came to an infinity or a NaN, which the direct sum may not have or may have
+// elsewhere: a flag for each sample. Images of several time steps lie one batch after the other.
+struct NotFinite {
+  std::atomic<bool>* flags;
+  int64_t samples;
+  CONVGRU_INLINE void note(int64_t image) const {
+    flags[image % samples].store(true, std::memory_order_relaxed);
+  }
+};
+
 // Extents of a convolution and how its work is cut.
 struct Work {
   int64_t batch, height, width;
@@ -121,20 +131,56 @@ struct Weights {
   int64_t kernel_h, kernel_w;
 };
 
-// The weight gradient of a convolution: sums over all tiles, chunk after chunk.
+// The weight gradients of the convolutions that add up to the same outputs, each of some inputs and some of the
+// outputs: sums over all tiles, chunk after chunk. The panels of inputs and of the output's gradient are made once
+// for all of them.
+constexpr int kMostGradientSources = 3;
+constexpr int kMostGradientTerms = 3;
+
+template <class T>
+struct GradientInput {
+  Source<T> sources[kMostGradientSources];
+  int count;
+};
+
+// The gradient of one weight.
+struct GradientTerm {
+  int64_t first_in, in;    // input channels, in the panel of all sources
+  int64_t first_out, out;  // output channels, of the output's gradient
+  int64_t row_splits;      // parts into which the rows of a product are cut, so that all threads have some
+};
+
 struct GradientWork {
   int64_t batch, height, width;
   int64_t kernel_h, kernel_w;
-  int64_t in, out;
+  int64_t in, out;  // channels of all sources and of the output's gradient
   int64_t tiles_per_chunk;
-  int64_t row_splits;  // parts into which the rows of a product are cut, so that all threads have some
+  bool ragged;  // a source's channels are not a multiple of a cache line: rows of a panel need room for more
+  GradientTerm terms[kMostGradientTerms];
+  int term_count;
 
   CONVGRU_INLINE int64_t tiles(const Scheme& scheme) const {
     return batch * scheme.tiles_h(height) * scheme.tiles_w(width);
   }
-  // Rows of a position's product.
-  CONVGRU_INLINE int64_t depth(const Scheme& scheme) const { return scheme.direct() ? kernel_h * kernel_w * in : in; }
+  // Rows of a panel for an input channel.
+  CONVGRU_INLINE int64_t taps(const Scheme& scheme) const {
+    return scheme.direct() ? kernel_h * kernel_w : 1;
+  }
+  // Elements from one row of the inputs' panel to the next, for the compute type A.
+  template <class A>
+  CONVGRU_INLINE int64_t x_stride(const Scheme& scheme) const {
+    return panel_stride<A>(taps(scheme) * in + (ragged ? 64 / sizeof(A) : 0));
+  }
 };
+
+// The blocks of output channels of a term: [first, first+count), of `block` channels each.
+struct BlockRange {
+  int64_t first, count;
+};
+CONVGRU_INLINE BlockRange blocks_of(const GradientTerm& term, int64_t block) {
+  const int64_t first = term.first_out / block;
+  return {first, (term.first_out + term.out + block - 1) / block - first};
+}
 
 // The kernels of one scheme for images of T.
 template <class T>
@@ -149,30 +195,31 @@ struct ConvolutionKernels {
   void (*pack)(int64_t begin, int64_t end, const Weights<T>& weights, A* packed);
 
   // The work items [begin, end). Outputs from narrow_from on see only the first source. No result depends on
-  // how the work is divided. Sets not_finite if Winograd's algorithm comes to an infinity or a NaN, which the
-  // direct sum may not have or may have elsewhere.
+  // how the work is divided.
   void (*convolve)(
       int64_t begin, int64_t end, const Work& work, const Input<T>& input, int64_t out, int64_t narrow_from,
-      const A* packed, const Epilogue<T>& epilogue, std::atomic<bool>& not_finite);
+      const A* packed, const Epilogue<T>& epilogue, const NotFinite& not_finite);
 
-  // The weight gradient in three steps. First the tiles first_tile + [begin, end) of a chunk:
+  // Weight gradients in three steps. First the tiles first_tile + [begin, end) of a chunk:
   void (*gradient_panels)(
-      int64_t begin, int64_t end, const GradientWork& work, int64_t first_tile, const Source<T>& x,
+      int64_t begin, int64_t end, const GradientWork& work, int64_t first_tile, const GradientInput<T>& x,
       const Source<T>& grad,
-      A* x_panel,      // [positions][tiles_per_chunk][panel_stride(depth)], positions position_stride apart
+      A* x_panel,      // [positions][tiles_per_chunk][x_stride], positions position_stride apart
       A* grad_panel);  // [positions][blocks][tiles_per_chunk][channel_block], likewise
 
-  // Then the items [begin, end) of positions * blocks * row_splits, over the `count` tiles of the chunk.
+  // Then the items [begin, end) of positions * blocks * row_splits of all terms, over the `count` tiles of the
+  // chunk.
   void (*gradient_products)(
       int64_t begin, int64_t end, const GradientWork& work, int64_t count, bool accumulate, const A* x_panel,
       const A* grad_panel,
-      A* sums);  // [positions][blocks][depth][channel_block]; with accumulate in and out, else out
+      A* const* sums);  // of each term [positions][its blocks][taps*its in][channel_block]; with accumulate in
+                        // and out, else out
 
-  // At last the blocks [begin, end) of output channels. not_finite: as in convolve.
+  // At last the blocks [begin, end) of a term. Notes in not_finite under sample 0.
   void (*gradient_finish)(
-      int64_t begin, int64_t end, const GradientWork& work, const A* sums,
-      T* gradient,  // (out,in,kernel_h,kernel_w)
-      std::atomic<bool>& not_finite);
+      int64_t begin, int64_t end, const GradientWork& work, const GradientTerm& term, const A* sums,
+      T* gradient,  // (term.out,term.in,kernel_h,kernel_w)
+      const NotFinite& not_finite);
 
   CONVGRU_INLINE int64_t blocks(int64_t out) const { return (out + channel_block - 1) / channel_block; }
   CONVGRU_INLINE int64_t packed_size(int64_t depth, int64_t out) const {

@@ -1,6 +1,7 @@
 // The kernels of convolution.h; compiled once for each instruction set, in the namespace CONVGRU_ISA, with
 // products of CONVGRU_TILE_ROWS rows by two vectors, which fill the registers.
 #include "convolution.h"
+#include "transpose.inl"
 #include "winograd_transforms.inl"
 
 namespace convgru::cpu::CONVGRU_ISA {
@@ -259,9 +260,11 @@ class Sums {
 class FiniteCheck {
  public:
   void see(FloatVec value) { zero_ = fma_vec(value, FloatVec{}, zero_); }
-  void report(std::atomic<bool>& not_finite) const {
-    for (int lane = 0; lane < kLanes<float>; ++lane)
-      if (zero_[lane] != zero_[lane]) not_finite.store(true, std::memory_order_relaxed);
+  bool failed() const {
+    const IntVec unequal = zero_ != zero_;
+    int any = 0;
+    for (int lane = 0; lane < kLanes<float>; ++lane) any |= unequal[lane];
+    return any != 0;
   }
 
  private:
@@ -273,14 +276,13 @@ class FiniteCheck {
 template <class T, Scheme kScheme>
 void winograd_sums(
     int64_t first_tile, int64_t count, const Work& p, const float* products, int64_t stride, int64_t channel,
-    int64_t channels, const Epilogue<T>& epilogue, std::atomic<bool>& not_finite) {
+    int64_t channels, const Epilogue<T>& epilogue, const NotFinite& not_finite) {
   using Rows = Transform<kScheme.tile_h, kScheme.kernel_h>;
   using Columns = Transform<kScheme.tile_w, kScheme.kernel_w>;
   constexpr int kTileH = kScheme.tile_h, kTileW = kScheme.tile_w;
   constexpr int kInputW = kScheme.input_w(), kPositions = kScheme.positions();
   static_assert(kTileH * kTileW <= kEpiloguePixels);
   Sums<T> sums(epilogue, channel, channels);
-  FiniteCheck finite;
   const int halves = channels > kLanes<float> ? 2 : 1;
   for (int64_t tile = 0; tile < count; ++tile) {
     const auto [image, top, left] = tile_position<kScheme>(first_tile + tile, p.height, p.width);
@@ -291,6 +293,7 @@ void winograd_sums(
       for (int64_t b = 0; b < kTileW; ++b)
         targets[kTileW * a + b] =
             top + a < p.height && left + b < p.width ? sums.add(corner + a * p.width + b) : nullptr;
+    FiniteCheck finite;
     for (int half = 0; half < halves; ++half) {
       FloatVec m[kPositions], partial[kTileH * kInputW], y[kTileH * kTileW];
       for (int position = 0; position < kPositions; ++position)
@@ -303,9 +306,9 @@ void winograd_sums(
         if (targets[pixel] != nullptr) store_vec(targets[pixel] + half * kLanes<float>, y[pixel]);
       }
     }
+    if (finite.failed()) not_finite.note(image);
   }
   sums.flush();
-  finite.report(not_finite);
 }
 
 template <class T>
@@ -325,7 +328,7 @@ void direct_sums(
 template <class T, Scheme kScheme>
 void convolve(
     int64_t begin, int64_t end, const Work& p, const Input<T>& input, int64_t out, int64_t narrow_from,
-    const acc_t<T>* packed, const Epilogue<T>& epilogue, std::atomic<bool>& not_finite) {
+    const acc_t<T>* packed, const Epilogue<T>& epilogue, const NotFinite& not_finite) {
   using A = acc_t<T>;
   constexpr int kPositions = kScheme.positions();
   const int64_t taps = kScheme.direct() ? p.kernel_h * p.kernel_w : 1;
@@ -396,15 +399,24 @@ void without_sums(int64_t begin, int64_t end, int64_t out, const Epilogue<T>& ep
   }
 }
 
+// Elements from one position of a chunk's panels to the next.
+template <class A, Scheme kScheme>
+int64_t x_position_stride(const GradientWork& p) {
+  return position_stride<A>(p.tiles_per_chunk * p.x_stride<A>(kScheme));
+}
+template <class A>
+int64_t grad_position_stride(const GradientWork& p) {
+  return position_stride<A>((p.out + kBlock<A> - 1) / kBlock<A> * p.tiles_per_chunk * kBlock<A>);
+}
+
 template <class T, Scheme kScheme>
 void gradient_panels(
-    int64_t begin, int64_t end, const GradientWork& p, int64_t first_tile, const Source<T>& x,
+    int64_t begin, int64_t end, const GradientWork& p, int64_t first_tile, const GradientInput<T>& x,
     const Source<T>& grad, acc_t<T>* x_panel, acc_t<T>* grad_panel) {
   using A = acc_t<T>;
   constexpr int kPositions = kScheme.positions();
-  const int64_t stride = panel_stride<A>(p.depth(kScheme)), blocks = (p.out + kBlock<A> - 1) / kBlock<A>;
-  const int64_t x_position = position_stride<A>(p.tiles_per_chunk * stride + kLanes<A>);
-  const int64_t grad_position = position_stride<A>(p.tiles_per_chunk * blocks * kBlock<A>);
+  const int64_t taps = p.taps(kScheme), stride = p.x_stride<A>(kScheme);
+  const int64_t x_position = x_position_stride<A, kScheme>(p), grad_position = grad_position_stride<A>(p);
   const int64_t channels = p.in > p.out ? p.in : p.out;
   A* memory = scratch<A>(channels);
   for (int64_t i = 0; i < channels; ++i) memory[i] = A(0);
@@ -415,9 +427,13 @@ void gradient_panels(
            channel % kBlock<A>;
   };
   for (int64_t tile = begin; tile < end; ++tile) {
-    panel_row<T, kScheme>(
-        first_tile + tile, p.height, p.width, p.kernel_h, p.kernel_w, x, zeros, x_panel + tile * stride,
-        x_position);
+    A* target = x_panel + tile * stride;
+    for (int s = 0; s < x.count; ++s) {
+      panel_row<T, kScheme>(
+          first_tile + tile, p.height, p.width, p.kernel_h, p.kernel_w, x.sources[s], zeros, target,
+          x_position);
+      target += taps * x.sources[s].channels;
+    }
     if constexpr (kScheme.direct()) {
       const T* source = grad.data + (first_tile + tile) * grad.pixel_stride;
       for_lanes<A>(p.out, [&](int64_t channel, auto lanes) {
@@ -448,63 +464,85 @@ void gradient_panels(
 template <class A, Scheme kScheme>
 void gradient_products(
     int64_t begin, int64_t end, const GradientWork& p, int64_t count, bool accumulate, const A* x_panel,
-    const A* grad_panel, A* sums) {
-  const int64_t depth = p.depth(kScheme), stride = panel_stride<A>(depth);
-  const int64_t blocks = (p.out + kBlock<A> - 1) / kBlock<A>;
-  const int64_t x_position = position_stride<A>(p.tiles_per_chunk * stride + kLanes<A>);
-  const int64_t grad_position = position_stride<A>(p.tiles_per_chunk * blocks * kBlock<A>);
-  for (int64_t item = begin; item < end; ++item) {
-    const int64_t product = item / p.row_splits, split = item % p.row_splits;
-    const int64_t position = product / blocks, block = product % blocks;
-    const int64_t first = depth * split / p.row_splits, last = depth * (split + 1) / p.row_splits;
-    multiply_block<Layout::kColumns>(
-        p.out - block * kBlock<A>, last - first, x_panel + position * x_position + first, stride,
-        grad_panel + position * grad_position + block * p.tiles_per_chunk * kBlock<A>,
-        sums + (product * depth + first) * kBlock<A>, count, accumulate);
+    const A* grad_panel, A* const* sums) {
+  const int64_t taps = p.taps(kScheme), stride = p.x_stride<A>(kScheme);
+  const int64_t x_position = x_position_stride<A, kScheme>(p), grad_position = grad_position_stride<A>(p);
+  int64_t first_item = 0;  // of the term
+  for (int t = 0; t < p.term_count; ++t) {
+    const GradientTerm& term = p.terms[t];
+    const BlockRange blocks = blocks_of(term, kBlock<A>);
+    const int64_t rows = taps * term.in, items = kScheme.positions() * blocks.count * term.row_splits;
+    const int64_t first = begin > first_item ? begin : first_item;
+    const int64_t last = end < first_item + items ? end : first_item + items;
+    for (int64_t item = first - first_item; item < last - first_item; ++item) {
+      const int64_t position = item / (blocks.count * term.row_splits);
+      const int64_t split = item / blocks.count % term.row_splits, block = item % blocks.count;
+      const int64_t row = rows * split / term.row_splits, end_row = rows * (split + 1) / term.row_splits;
+      multiply_block<Layout::kColumns>(
+          p.out - (blocks.first + block) * kBlock<A>, end_row - row,
+          x_panel + position * x_position + taps * term.first_in + row, stride,
+          grad_panel + position * grad_position + (blocks.first + block) * p.tiles_per_chunk * kBlock<A>,
+          sums[t] + ((position * blocks.count + block) * rows + row) * kBlock<A>, count, accumulate);
+    }
+    first_item += items;
   }
 }
 
 template <class T, Scheme kScheme>
 void gradient_finish(
-    int64_t begin, int64_t end, const GradientWork& p, const acc_t<T>* sums, T* gradient,
-    std::atomic<bool>& not_finite) {
+    int64_t begin, int64_t end, const GradientWork& p, const GradientTerm& term, const acc_t<T>* sums,
+    T* gradient, const NotFinite& not_finite) {
   using A = acc_t<T>;
-  const int64_t blocks = (p.out + kBlock<A> - 1) / kBlock<A>, taps = p.kernel_h * p.kernel_w;
-  const int64_t depth = p.depth(kScheme);
+  constexpr int64_t kGroup = 16;  // input channels whose gradients are transposed together
+  const BlockRange blocks = blocks_of(term, kBlock<A>);
+  const int64_t taps = p.kernel_h * p.kernel_w, rows = p.taps(kScheme) * term.in;
+  A* by_row = scratch<A>(2 * kGroup * taps * kLanes<A>);  // [channel of the group][tap][lane]
+  A* by_lane = by_row + kGroup * taps * kLanes<A>;        // [lane][channel of the group][tap]
   FiniteCheck finite;
   for (int64_t half = 2 * begin; half < 2 * end; ++half) {
-    const int64_t block = half / 2, first = half * kLanes<A>;
-    const int64_t lanes = p.out - first < kLanes<A> ? p.out - first : kLanes<A>;  // negative: none
+    const int64_t block = half / 2;
+    // The output channels of the lanes, as numbers within the term.
+    const int64_t first = blocks.first * kBlock<A> + half * kLanes<A> - term.first_out;
     const auto source = [&](int position, int64_t row) {
-      return sums + ((position * blocks + block) * depth + row) * kBlock<A> + half % 2 * kLanes<A>;
+      return sums + ((position * blocks.count + block) * rows + row) * kBlock<A> + half % 2 * kLanes<A>;
     };
-    const auto put = [&](int64_t i, int64_t tap, Vec<A> value) {
-      T row[kLanes<A>];
-      store_vec(row, value);
-      for (int64_t lane = 0; lane < lanes; ++lane)
-        gradient[((first + lane) * p.in + i) * taps + tap] = row[lane];
-    };
-    for (int64_t i = 0; i < p.in && lanes > 0; ++i) {
-      if constexpr (kScheme.direct()) {
-        for (int64_t tap = 0; tap < taps; ++tap) put(i, tap, load_vec(source(0, tap * p.in + i)));
-      } else {
-        using Rows = Transform<kScheme.tile_h, kScheme.kernel_h>;
-        using Columns = Transform<kScheme.tile_w, kScheme.kernel_w>;
-        constexpr int kKernelH = kScheme.kernel_h, kKernelW = kScheme.kernel_w;
-        constexpr int kInputW = kScheme.input_w(), kPositions = kScheme.positions();
-        FloatVec m[kPositions], partial[kKernelH * kInputW], g[kKernelH * kKernelW];
-        for (int position = 0; position < kPositions; ++position) m[position] = load_vec(source(position, i));
-        for (int b = 0; b < kInputW; ++b) Rows::weight_gradient(m + b, kInputW, partial + b, kInputW);
-        for (int a = 0; a < kKernelH; ++a)
-          Columns::weight_gradient(partial + kInputW * a, 1, g + kKernelW * a, 1);
-        for (int tap = 0; tap < kKernelH * kKernelW; ++tap) {
-          finite.see(g[tap]);
-          put(i, tap, g[tap]);
+    if (first >= term.out) continue;
+    for (int64_t i0 = 0; i0 < term.in; i0 += kGroup) {
+      const int64_t group = term.in - i0 < kGroup ? term.in - i0 : kGroup;
+      for (int64_t i = i0; i < i0 + group; ++i) {
+        A* target = by_row + (i - i0) * taps * kLanes<A>;
+        if constexpr (kScheme.direct()) {
+          for (int64_t tap = 0; tap < taps; ++tap)
+            store_vec(target + tap * kLanes<A>, load_vec(source(0, tap * term.in + i)));
+        } else {
+          using Rows = Transform<kScheme.tile_h, kScheme.kernel_h>;
+          using Columns = Transform<kScheme.tile_w, kScheme.kernel_w>;
+          constexpr int kKernelH = kScheme.kernel_h, kKernelW = kScheme.kernel_w;
+          constexpr int kInputW = kScheme.input_w(), kPositions = kScheme.positions();
+          FloatVec m[kPositions], partial[kKernelH * kInputW], g[kKernelH * kKernelW];
+          for (int position = 0; position < kPositions; ++position)
+            m[position] = load_vec(source(position, i));
+          for (int b = 0; b < kInputW; ++b) Rows::weight_gradient(m + b, kInputW, partial + b, kInputW);
+          for (int a = 0; a < kKernelH; ++a)
+            Columns::weight_gradient(partial + kInputW * a, 1, g + kKernelW * a, 1);
+          for (int tap = 0; tap < kKernelH * kKernelW; ++tap) {
+            finite.see(g[tap]);
+            store_vec(target + tap * kLanes<A>, g[tap]);
+          }
         }
+      }
+      transpose(group * taps, kLanes<A>, by_row, kLanes<A>, by_lane, kGroup * taps);
+      for (int64_t lane = 0; lane < kLanes<A>; ++lane) {
+        const int64_t out = first + lane;
+        if (out < 0 || out >= term.out) continue;
+        for_lanes<A>(group * taps, [&](int64_t k, auto lanes) {
+          store(
+              gradient + (out * term.in + i0) * taps + k, load(by_lane + lane * kGroup * taps + k, lanes), lanes);
+        });
       }
     }
   }
-  finite.report(not_finite);
+  if (finite.failed()) not_finite.note(0);
 }
 
 template <class T, Scheme kScheme>

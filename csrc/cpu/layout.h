@@ -69,17 +69,26 @@ struct Image {
 };
 
 // A tensor (...,C,H,W) as a sequence of images, read where they lie; other strides than the two usual ones are
-// copied first.
+// copied first. Of a sequence (T,N,C,H,W) with lengths (N,) images past a sample's length are zeros, whatever the
+// caller has there.
 template <class T>
 class Images {
  public:
-  explicit Images(const Tensor& images)
+  explicit Images(const Tensor& images, const int64_t* lengths = nullptr)
       : channels_last_(is_dense_channels_last(images)),
         memory_(channels_last_ ? images : stable::contiguous(images)),
-        channels(images.size(images.dim() - 3)),
-        pixels(images.size(images.dim() - 2) * images.size(images.dim() - 1)) {}
+        lengths_(lengths),
+        samples_(images.size(images.dim() - 4)),
+        channels_(images.size(images.dim() - 3)),
+        pixels_(images.size(images.dim() - 2) * images.size(images.dim() - 1)) {}
 
-  Image<T> operator[](int64_t i) const { return {data<T>(memory_) + i * channels * pixels, channels_last_}; }
+  int64_t channels() const { return channels_; }
+  int64_t pixels() const { return pixels_; }
+
+  Image<T> operator[](int64_t i) const {
+    if (lengths_ != nullptr && i / samples_ >= lengths_[i % samples_]) return {};
+    return {data<T>(memory_) + i * channels_ * pixels_, channels_last_};
+  }
 
   // The images [first, first+count), channels last: where they are if that is their format, else in buffer.
   const T* channels_last(int64_t first, int64_t count, Buffer<T>& buffer) const;
@@ -87,9 +96,8 @@ class Images {
  private:
   bool channels_last_;
   Tensor memory_;
-
- public:
-  const int64_t channels, pixels;
+  const int64_t* lengths_;
+  int64_t samples_, channels_, pixels_;
 };
 
 // Pieces of an image that are transposed at a time, so that one image can occupy all threads.
@@ -118,11 +126,11 @@ void to_channels_last(
 
 template <class T>
 const T* Images<T>::channels_last(int64_t first, int64_t count, Buffer<T>& buffer) const {
-  if (channels_last_) return (*this)[first].data;
-  if (buffer.get() == nullptr) buffer = Buffer<T>(count * channels * pixels);
+  if (channels_last_ && lengths_ == nullptr) return (*this)[first].data;
+  if (buffer.get() == nullptr) buffer = Buffer<T>(count * channels_ * pixels_);
   std::vector<Image<T>> images;
   for (int64_t i = 0; i < count; ++i) images.push_back((*this)[first + i]);
-  to_channels_last(images, channels, pixels, buffer.get());
+  to_channels_last(images, channels_, pixels_, buffer.get());
   return buffer.get();
 }
 

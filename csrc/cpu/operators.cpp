@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <memory>
 #include <optional>
 #include <string>
 #include <tuple>
@@ -125,15 +126,66 @@ void check_bias(const char* name, const Optional& bias, const Tensor& weight_hh)
       weight_hh.size(0), ",)");
 }
 
-// f(p), and again with the direct sum if a fast algorithm came to infinities or NaNs.
+// f(p), where f runs convolutions; then the samples for which a fast algorithm came to infinities or NaNs.
 template <class F>
-auto run_finite(Problem p, const F& f) {
-  std::atomic<bool> not_finite = false;
-  p.mode.not_finite = &not_finite;
-  auto result = f(p);
-  if (!not_finite) return result;
+std::vector<int64_t> not_finite_samples(const Problem& p, const F& f) {
+  const auto flags = std::make_unique<std::atomic<bool>[]>(std::max<int64_t>(1, p.N));
+  Problem noted = p;
+  noted.mode.not_finite = {flags.get(), std::max<int64_t>(1, p.N)};
+  f(noted);
+  std::vector<int64_t> samples;
+  for (int64_t n = 0; n < p.N; ++n)
+    if (flags[n]) samples.push_back(n);
+  return samples;
+}
+
+Tensor sample_of(const Tensor& tensor, int64_t axis, int64_t n) {
+  return stable::narrow(const_cast<Tensor&>(tensor), axis, n, 1);
+}
+
+Optional sample_of(const Optional& tensor, int64_t axis, int64_t n) {
+  return tensor.has_value() ? Optional(sample_of(*tensor, axis, n)) : std::nullopt;
+}
+
+// forward, the samples that are not finite once more by the direct sum: that has infinities and NaNs only where
+// they belong, and the other samples must not notice.
+template <class T>
+std::tuple<Tensor, Tensor> forward_finite(const Arguments& arguments, const Problem& p, bool save_gates) {
+  std::tuple<Tensor, Tensor> result;
+  const auto run = [&](const Problem& q) { result = forward<T>(arguments, q, save_gates); };
+  for (const int64_t n : not_finite_samples(p, run)) {
+    Arguments one = arguments;
+    one.input = sample_of(arguments.input, 1, n);
+    one.hx = sample_of(arguments.hx, 0, n);
+    one.gate_bias = sample_of(arguments.gate_bias, 1, n);
+    Problem q = p;
+    q.N = 1;
+    q.lengths = p.lengths == nullptr ? nullptr : p.lengths + n;
+    q.mode.numerics.only_direct = true;
+    const auto [output, gates] = forward<T>(one, q, save_gates);
+    Tensor target = sample_of(std::get<0>(result), 1, n);
+    stable::copy_(target, output);
+    if (!save_gates) continue;
+    target = sample_of(std::get<1>(result), 1, n);
+    stable::copy_(target, gates);
+  }
+  return result;
+}
+
+// backward; all of it once more by the direct sum if a sample is not finite, for the weight gradients are sums over
+// all samples.
+template <class T>
+Gradients backward_finite(
+    const Tensor& grad_output, const Arguments& arguments, const Tensor& output, const Tensor& gates, Problem p,
+    const std::vector<bool>& wanted) {
+  Gradients result;
+  const auto run = [&](const Problem& q) {
+    result = backward<T>(grad_output, arguments, output, gates, q, wanted);
+  };
+  if (not_finite_samples(p, run).empty()) return result;
   p.mode.numerics.only_direct = true;
-  return f(p);
+  run(p);
+  return result;
 }
 
 // The arguments of both operators, made ready, and the problem that they describe.
@@ -162,7 +214,7 @@ std::tuple<Tensor, Tensor> conv_gru(
   const auto [arguments, p] = prepare(
       input, hx, weight_ih, weight_hh, bias_ih, bias_hh, gate_bias, lengths, variant, reverse, fast);
   return dispatch(weight_hh.scalar_type(), [&, &arguments = arguments, &p = p](auto zero) {
-    return run_finite(p, [&](const Problem& q) { return forward<decltype(zero)>(arguments, q, save_gates); });
+    return forward_finite<decltype(zero)>(arguments, p, save_gates);
   });
 }
 
@@ -188,9 +240,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> conv_gru_back
       p.all_rows() * p.gates_kept() * p.K, " elements or none, got ", gates.numel());
   const Tensor gates_kept = stable::contiguous(gates);
   Gradients g = dispatch(weight_hh.scalar_type(), [&, &arguments = arguments, &p = p](auto zero) {
-    return run_finite(p, [&](const Problem& q) {
-      return backward<decltype(zero)>(grad_output, arguments, output, gates_kept, q, output_mask);
-    });
+    return backward_finite<decltype(zero)>(grad_output, arguments, output, gates_kept, p, output_mask);
   });
   return {g[0], g[1], g[2], g[3], g[4], g[5], g[6]};
 }

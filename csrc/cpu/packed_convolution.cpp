@@ -59,7 +59,7 @@ void PackedConvolution<T>::run(int64_t batch, const Input<T>& input, const Epilo
   const Work work = plan_work(
       kernels_->scheme, shape, sizeof(acc_t<T>), torch::stable::get_num_threads(), channel_unit_);
   torch::stable::parallel_for(0, work.items(kernels_->scheme), 1, [&](int64_t begin, int64_t end) {
-    kernels_->convolve(begin, end, work, input, shape.out, narrow_from_, packed_.get(), epilogue, *mode_.not_finite);
+    kernels_->convolve(begin, end, work, input, shape.out, narrow_from_, packed_.get(), epilogue, mode_.not_finite);
   });
 }
 
@@ -128,29 +128,46 @@ PackedConvolution<T> PackedConvolution<T>::transposed(
 }
 
 template <class T>
-WeightGradient<T>::WeightGradient(
-    int64_t in, int64_t out, const ConvolutionShape& extents, const Mode& mode)
+WeightGradients<T>::WeightGradients(
+    const std::vector<int64_t>& channels, int64_t out, const std::vector<Term>& terms,
+    const ConvolutionShape& extents, const Mode& mode)
     : mode_(mode) {
   ConvolutionShape shape = extents;
-  shape.in = in;
+  std::vector<int64_t> first{0};
+  for (const int64_t count : channels) first.push_back(first.back() + count);
+  shape.in = first.back();
   shape.out = out;
   kernels_ = find_kernels<T>(
       choose_algorithm(shape, mode.numerics, /*weight_gradient=*/true), shape.kernel_h, shape.kernel_w);
-  work_ = plan_gradient(
-      kernels_->scheme, shape, sizeof(A), kernels_->channel_block, torch::stable::get_num_threads());
-  const int64_t positions = kernels_->scheme.positions(), depth = work_.depth(kernels_->scheme);
-  const int64_t block = kernels_->channel_block, tiles = work_.tiles_per_chunk;
-  x_panel_ = Buffer<A>(positions * position_stride<A>(tiles * panel_stride<A>(depth) + block));
+  const Scheme& scheme = kernels_->scheme;
+  work_ = {shape.batch, shape.height, shape.width, shape.kernel_h, shape.kernel_w, shape.in, out, 1, false, {}, 0};
+  for (const int64_t count : channels) work_.ragged |= count % (64 / sizeof(A)) != 0;
+  for (const Term& term : terms)
+    work_.terms[work_.term_count++] = {first[term.source], channels[term.source], term.first_out, term.out, 1};
+  const int64_t block = kernels_->channel_block;
+  plan_gradient(scheme, sizeof(A), block, torch::stable::get_num_threads(), work_);
+  const int64_t positions = scheme.positions(), tiles = work_.tiles_per_chunk, taps = work_.taps(scheme);
+  x_panel_ = Buffer<A>(positions * position_stride<A>(tiles * work_.x_stride<A>(scheme)));
   grad_panel_ = Buffer<A>(positions * position_stride<A>(kernels_->blocks(out) * tiles * block));
-  sums_ = Buffer<A>(kernels_->packed_size(depth, out));
+  for (int t = 0; t < work_.term_count; ++t)
+    sums_[t] = Buffer<A>(
+        positions * blocks_of(work_.terms[t], block).count * block * taps * work_.terms[t].in);
 }
 
 template <class T>
-void WeightGradient<T>::add(int64_t batch, const Source<T>& x, const Source<T>& grad) {
+void WeightGradients<T>::add(int64_t batch, const std::vector<Source<T>>& sources, const Source<T>& grad) {
   GradientWork work = work_;
   work.batch = batch;
+  GradientInput<T> x{{}, static_cast<int>(sources.size())};
+  std::copy(sources.begin(), sources.end(), x.sources);
+  A* sums[kMostGradientTerms] = {};
+  int64_t products = 0;
+  for (int t = 0; t < work.term_count; ++t) {
+    const GradientTerm& term = work.terms[t];
+    sums[t] = sums_[t].get();
+    products += kernels_->scheme.positions() * blocks_of(term, kernels_->channel_block).count * term.row_splits;
+  }
   const int64_t tiles = work.tiles(kernels_->scheme);
-  const int64_t products = kernels_->scheme.positions() * kernels_->blocks(work.out) * work.row_splits;
   for (int64_t first = 0; first < tiles; first += work.tiles_per_chunk) {
     const int64_t count = std::min(work.tiles_per_chunk, tiles - first);
     torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
@@ -158,16 +175,18 @@ void WeightGradient<T>::add(int64_t batch, const Source<T>& x, const Source<T>& 
     });
     torch::stable::parallel_for(0, products, 1, [&](int64_t begin, int64_t end) {
       kernels_->gradient_products(
-          begin, end, work, count, started_, x_panel_.get(), grad_panel_.get(), sums_.get());
+          begin, end, work, count, started_, x_panel_.get(), grad_panel_.get(), sums);
     });
     started_ = true;
   }
 }
 
 template <class T>
-void WeightGradient<T>::finish(T* gradient) const {
-  torch::stable::parallel_for(0, kernels_->blocks(work_.out), 1, [&](int64_t begin, int64_t end) {
-    kernels_->gradient_finish(begin, end, work_, sums_.get(), gradient, *mode_.not_finite);
+void WeightGradients<T>::finish(int term, T* gradient) const {
+  const GradientTerm& which = work_.terms[term];
+  const int64_t blocks = blocks_of(which, kernels_->channel_block).count;
+  torch::stable::parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
+    kernels_->gradient_finish(begin, end, work_, which, sums_[term].get(), gradient, mode_.not_finite);
   });
 }
 
@@ -184,7 +203,7 @@ const ConvolutionKernels<T>* find_kernels(Algorithm algorithm, int64_t kernel_h,
 
 #define CONVGRU_INSTANTIATE(T)                                                                      \
   template class PackedConvolution<T>;                                                              \
-  template class WeightGradient<T>;                                                                 \
+  template class WeightGradients<T>;                                                                \
   template const ConvolutionKernels<T>* find_kernels(Algorithm, int64_t, int64_t);
 CONVGRU_INSTANTIATE(float)
 CONVGRU_INSTANTIATE(double)

@@ -3,7 +3,6 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
-#include <atomic>
 #include <memory>
 #include <vector>
 
@@ -18,9 +17,7 @@ using torch::stable::Tensor;
 // The arithmetic of a call, and what came of it.
 struct Mode {
   Numerics numerics;
-  // Set where a fast algorithm came to an infinity or a NaN: the call is to be repeated with the direct sum, which
-  // has them only where they belong.
-  std::atomic<bool>* not_finite;
+  NotFinite not_finite;
 };
 
 // Output channels [first, first+count) of a weight (O,I,kh,kw) whose memory is dense, O outermost.
@@ -32,7 +29,7 @@ struct WeightRows {
 template <class T>
 class PackedConvolution {
  public:
-  // mode: see Mode. extents: of the images that will be convolved, which decide on the algorithm, and of the kernel.
+  // extents: of the images that will be convolved, which decide on the algorithm, and of the kernel.
 
   // The convolution of images by such rows of a weight: I -> count channels.
   static PackedConvolution forward(const WeightRows& rows, const ConvolutionShape& extents, const Mode& mode);
@@ -66,25 +63,34 @@ class PackedConvolution {
   int64_t narrow_from_, channel_unit_;
 };
 
-// The gradient of a weight's rows, a sum over all images.
+// Gradients of weights, sums over all images: of those of some convolutions of images of the same size, whose
+// outputs are channels of the same tensor.
 template <class T>
-class WeightGradient {
+class WeightGradients {
  public:
-  // extents: of the images of one call of add, and of the kernel.
-  WeightGradient(int64_t in, int64_t out, const ConvolutionShape& extents, const Mode& mode);
+  // The gradient of the weight from source number `source` to the output channels [first_out, first_out+out).
+  struct Term {
+    int source;
+    int64_t first_out, out;
+  };
 
-  // Adds what `batch` images give: x (batch,H,W,in) and the gradient of the output (batch,H,W,out).
-  void add(int64_t batch, const Source<T>& x, const Source<T>& grad);
+  // channels: of the sources. extents: of the images of one call of add, and of the kernel.
+  WeightGradients(
+      const std::vector<int64_t>& channels, int64_t out, const std::vector<Term>& terms,
+      const ConvolutionShape& extents, const Mode& mode);
 
-  // The sum, dense (out,in,kh,kw). At least one image has been added.
-  void finish(T* gradient) const;
+  // Adds what `batch` images give: the sources and the gradient of all outputs.
+  void add(int64_t batch, const std::vector<Source<T>>& sources, const Source<T>& grad);
+
+  // The sum for one term, dense (out,in,kh,kw). At least one image has been added.
+  void finish(int term, T* gradient) const;
 
  private:
   using A = acc_t<T>;
   const ConvolutionKernels<T>* kernels_;
-  GradientWork work_;
+  GradientWork work_{};
   Mode mode_;
-  Buffer<A> x_panel_, grad_panel_, sums_;
+  Buffer<A> x_panel_, grad_panel_, sums_[kMostGradientTerms];
   bool started_ = false;
 };
 

@@ -13,8 +13,13 @@ constexpr Algorithm kAlgorithms[] = {Algorithm::kDirect, Algorithm::kWinograd2, 
 
 // Of the second-level cache, for the panel and the products of a block of tiles.
 constexpr int64_t kPanelBytes = 400 << 10;
+// Of the third-level cache, for the panels of a chunk of a weight gradient.
+constexpr int64_t kGradientPanelBytes = 4 << 20;
+// Rows of such a panel that are multiplied with all output channels one after the other, so that they stay in the
+// second-level cache.
+constexpr int64_t kGradientRows = 112;
 // Below so many tiles a product reads its weights more often than it is worth, even if the panel does not fit.
-constexpr int64_t kFewestTiles = 28;
+constexpr int64_t kFewestTiles = 42;
 // With fewer tiles for each thread the output channels are divided among the threads instead.
 constexpr int64_t kSplitTiles = 14;
 // Multiply-adds below which a second thread does not pay for being woken.
@@ -120,20 +125,20 @@ Work plan_work(
   return work;
 }
 
-GradientWork plan_gradient(
-    const Scheme& scheme, const ConvolutionShape& shape, int64_t itemsize, int64_t channel_block,
-    int64_t threads) {
-  GradientWork work{shape.batch, shape.height, shape.width, shape.kernel_h, shape.kernel_w, shape.in,
-                    shape.out,   1,            1};
-  const int64_t tiles = std::max<int64_t>(1, work.tiles(scheme)), depth = work.depth(scheme);
-  const int64_t bytes = scheme.positions() * (depth + shape.out) * itemsize;
+void plan_gradient(
+    const Scheme& scheme, int64_t itemsize, int64_t channel_block, int64_t threads, GradientWork& work) {
+  const int64_t tiles = std::max<int64_t>(1, work.tiles(scheme)), taps = work.taps(scheme);
+  const int64_t bytes = scheme.positions() * (taps * work.in + work.out) * itemsize;
   // The panels of a chunk are shared by all threads; its length must not depend on their number.
-  const int64_t most = std::clamp<int64_t>((4 << 20) / bytes / 64 * 64, 128, 1024);
+  const int64_t most = std::clamp<int64_t>(kGradientPanelBytes / bytes / 64 * 64, 128, 1024);
   const int64_t chunks = (tiles + most - 1) / most;
   work.tiles_per_chunk = (tiles + chunks - 1) / chunks;
-  const int64_t products = scheme.positions() * ((shape.out + channel_block - 1) / channel_block);
-  work.row_splits = std::clamp<int64_t>((4 * threads + products - 1) / products, 1, std::max<int64_t>(1, depth / 14));
-  return work;
+  for (GradientTerm* term = work.terms; term != work.terms + work.term_count; ++term) {
+    const int64_t products = scheme.positions() * blocks_of(*term, channel_block).count;
+    const int64_t rows = taps * term->in, for_threads = (4 * threads + products - 1) / products;
+    term->row_splits =
+        std::clamp<int64_t>(std::max((rows + kGradientRows - 1) / kGradientRows, for_threads), 1, (rows + 13) / 14);
+  }
 }
 
 }  // namespace convgru::cpu

@@ -33,8 +33,8 @@ Work plan_work(
     const Scheme& scheme, const ConvolutionShape& shape, int64_t itemsize, int64_t threads,
     int64_t channel_unit);
 
-GradientWork plan_gradient(
-    const Scheme& scheme, const ConvolutionShape& shape, int64_t itemsize, int64_t channel_block,
-    int64_t threads);
+// Fills in how the work of weight gradients is cut; the rest of work is given.
+void plan_gradient(
+    const Scheme& scheme, int64_t itemsize, int64_t channel_block, int64_t threads, GradientWork& work);
 
 }  // namespace convgru::cpu

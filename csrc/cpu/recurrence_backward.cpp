@@ -166,6 +166,7 @@ class Carry {
 template <class T>
 class Collection {
   using A = acc_t<T>;
+  using Term = typename WeightGradients<T>::Term;
 
  public:
   Collection(
@@ -173,7 +174,7 @@ class Collection {
       Gradients& gradients)
       : p_(p), wanted_(wanted), gradients_(gradients), width_(p.gates_kept() * p.K) {
     const int64_t K = p.K, images = steps * p.N;
-    if (arguments.input.has_value()) input_.emplace(*arguments.input);
+    if (arguments.input.has_value()) input_.emplace(*arguments.input, p.lengths);
     const auto like = [&](int i, const Tensor& argument) {
       gradients[i] = empty_images(argument, sizes(argument), is_channels_last(argument));
     };
@@ -183,12 +184,24 @@ class Collection {
       grad_input_ = PackedConvolution<T>::transposed(
           {{weight, 0, 3 * K}}, p.extents(images, weight), p.mode);
     }
-    if (wanted[kWeightIh])
-      weight_ih_.emplace(input_->channels, 3 * K, p.extents(images, *arguments.weight_ih), p.mode);
-    if (wanted[kWeightHh]) {
-      const ConvolutionShape extents = p.extents(images, arguments.weight_hh);
-      weight_rz_.emplace(K, 2 * K, extents, p.mode);
-      weight_n_.emplace(K, K, extents, p.mode);
+    // Both weights share the work on d where their kernels are of the same size.
+    const std::vector<Term> ih{{0, 0, 3 * K}};
+    const std::vector<Term> hh{{0, 0, 2 * K}, {p.cudnn ? 0 : 1, n_from(), K}};
+    std::vector<int64_t> hidden_channels(p.cudnn ? 1 : 2, K);
+    const Optional& weight_ih = arguments.weight_ih;
+    const Tensor& weight_hh = arguments.weight_hh;
+    if (wanted[kWeightIh] && wanted[kWeightHh] && weight_ih->size(2) == weight_hh.size(2) &&
+        weight_ih->size(3) == weight_hh.size(3)) {
+      std::vector<Term> all = ih;
+      for (const Term& term : hh) all.push_back({term.source + 1, term.first_out, term.out});
+      hidden_channels.insert(hidden_channels.begin(), input_->channels());
+      joint_.emplace(hidden_channels, width_, all, p.extents(images, weight_hh), p.mode);
+    } else {
+      if (wanted[kWeightIh])
+        weight_ih_.emplace(
+            std::vector<int64_t>{input_->channels()}, width_, ih, p.extents(images, *weight_ih), p.mode);
+      if (wanted[kWeightHh])
+        weight_hh_.emplace(hidden_channels, width_, hh, p.extents(images, weight_hh), p.mode);
     }
     for (const int i : {int(kWeightIh), int(kWeightHh)}) {
       if (!wanted[i]) continue;
@@ -203,7 +216,7 @@ class Collection {
     const int64_t K = p_.K, images = chunk.steps * p_.N;
     if (wanted_[kInput]) {
       // Where the images lie as the caller wants them the convolution writes to their place.
-      const int64_t C = input_->channels, size = C * p_.pixels();
+      const int64_t C = input_->channels(), size = C * p_.pixels();
       const bool channels_last = is_channels_last(gradients_[kInput]);
       T* target = data<T>(gradients_[kInput]) + chunk.first * p_.N * size;
       if (!channels_last && grad_input_buffer_.get() == nullptr) grad_input_buffer_ = Buffer<T>(images * size);
@@ -212,15 +225,17 @@ class Collection {
       if (!channels_last)
         from_channels_last<T>(grad_input_buffer_.get(), C, images, C, p_.pixels(), false, target);
     }
-    if (wanted_[kWeightIh]) {
-      const T* x = input_->channels_last(chunk.first * p_.N, images, input_buffer_);
-      weight_ih_->add(images, {x, input_->channels, input_->channels}, {chunk.d, 3 * K, width_});
-    }
-    if (wanted_[kWeightHh]) {
-      weight_rz_->add(images, {chunk.previous, K, K}, {chunk.d, 2 * K, width_});
-      weight_n_->add(
-          images, {p_.cudnn ? chunk.previous : chunk.rh, K, K},
-          {chunk.d + (p_.cudnn ? 3 : 2) * K, K, width_});
+    std::vector<Source<T>> x, h{{chunk.previous, K, K}};
+    if (wanted_[kWeightIh])
+      x = {{input_->channels_last(chunk.first * p_.N, images, input_buffer_), input_->channels(),
+            input_->channels()}};
+    if (!p_.cudnn) h.push_back({chunk.rh, K, K});
+    const Source<T> d{chunk.d, width_, width_};
+    if (weight_ih_.has_value()) weight_ih_->add(images, x, d);
+    if (weight_hh_.has_value()) weight_hh_->add(images, h, d);
+    if (joint_.has_value()) {
+      x.insert(x.end(), h.begin(), h.end());
+      joint_->add(images, x, d);
     }
     if (!bias_.empty()) {
       constexpr int64_t kColumns = 32;  // that a thread takes at a time
@@ -236,21 +251,27 @@ class Collection {
   // Stores what was summed up.
   void finish() {
     const int64_t K = p_.K;
-    if (wanted_[kWeightIh]) weight_ih_->finish(data<T>(gradients_[kWeightIh]));
+    if (wanted_[kWeightIh])
+      (joint_.has_value() ? joint_ : weight_ih_)->finish(0, data<T>(gradients_[kWeightIh]));
     if (wanted_[kWeightHh]) {
       const Tensor& gradient = gradients_[kWeightHh];
-      weight_rz_->finish(data<T>(gradient));
-      weight_n_->finish(data<T>(gradient) + gradient.numel() / 3 * 2);
+      const int first = joint_.has_value() ? 1 : 0;
+      const WeightGradients<T>& sums = joint_.has_value() ? *joint_ : *weight_hh_;
+      sums.finish(first, data<T>(gradient));
+      sums.finish(first + 1, data<T>(gradient) + gradient.numel() / 3 * 2);
     }
     for (const int i : {int(kBiasIh), int(kBiasHh)}) {
       if (!wanted_[i]) continue;
-      const int64_t n_from = p_.cudnn && i == kBiasHh ? 3 * K : 2 * K;  // q's in place of n's
+      const int64_t n = i == kBiasHh ? n_from() : 2 * K;
       T* gradient = data<T>(gradients_[i]);
-      for (int64_t k = 0; k < 3 * K; ++k) narrow(bias_[k < 2 * K ? k : n_from + k - 2 * K], gradient[k]);
+      for (int64_t k = 0; k < 3 * K; ++k) narrow(bias_[k < 2 * K ? k : n + k - 2 * K], gradient[k]);
     }
   }
 
  private:
+  // Where in d the gradient of U_n's output is: of "cudnn" q's, which r has multiplied.
+  int64_t n_from() const { return (p_.cudnn ? 3 : 2) * p_.K; }
+
   void add_gate_bias(const Chunk<T>& chunk) {
     const Tensor& gradient = gradients_[kGateBias];
     const int64_t width = 3 * p_.K, images = chunk.steps * p_.N, pixels = p_.pixels();
@@ -276,7 +297,7 @@ class Collection {
   int64_t width_;
   std::optional<Images<T>> input_;
   std::optional<PackedConvolution<T>> grad_input_;
-  std::optional<WeightGradient<T>> weight_ih_, weight_rz_, weight_n_;
+  std::optional<WeightGradients<T>> weight_ih_, weight_hh_, joint_;
   std::vector<A> bias_;
   Buffer<T> grad_input_buffer_, input_buffer_;
 };

@@ -5,9 +5,9 @@ namespace convgru::cpu {
 template <class T>
 OutsideGates<T>::OutsideGates(const Arguments& arguments, const Problem& p, int64_t steps)
     : p_(p), bias_(direct_bias(arguments)) {
-  if (arguments.gate_bias.has_value()) maps_.emplace(*arguments.gate_bias);
+  if (arguments.gate_bias.has_value()) maps_.emplace(*arguments.gate_bias, p.lengths);
   if (!arguments.input.has_value()) return;
-  input_.emplace(*arguments.input);
+  input_.emplace(*arguments.input, p.lengths);
   const Tensor& weight = *arguments.weight_ih;
   convolution_ =
       PackedConvolution<T>::forward({weight, 0, 3 * p.K}, p.extents(steps * p.N, weight), p.mode);
@@ -34,7 +34,7 @@ template <class T>
 Addends<T> OutsideGates<T>::addends(int64_t first, int64_t steps) {
   const acc_t<T>* bias = bias_.empty() ? nullptr : bias_.data();
   if (!maps_.has_value()) return {bias, nullptr, 1, 0, 0};
-  const bool full = maps_->pixels == p_.pixels();
+  const bool full = maps_->pixels() == p_.pixels();
   const int64_t width = 3 * p_.K;
   return {
       bias, maps_->channels_last(first * p_.N, steps * p_.N, maps_buffer_), p_.pixels(),
@@ -48,7 +48,7 @@ void OutsideGates<T>::run(int64_t first, int64_t steps, T* a) {
   const Epilogue<T> epilogue = kernels.gates.input_gates(gates);
   if (!input_.has_value()) return kernels.run_without_sums(steps * p_.rows(), 3 * p_.K, epilogue);
   const T* x = input_->channels_last(first * p_.N, steps * p_.N, input_buffer_);
-  convolution_->run(steps * p_.N, one_source(x, input_->channels, input_->channels), epilogue);
+  convolution_->run(steps * p_.N, one_source(x, input_->channels(), input_->channels()), epilogue);
 }
 
 namespace {
@@ -171,7 +171,7 @@ std::tuple<Tensor, Tensor> forward(const Arguments& arguments, const Problem& p,
       joined ? Convolution::joined({*arguments.weight_ih, 0, 3 * p.K}, rows_rz, step, p.mode)
              : Convolution::forward(rows_rz, step, p.mode);
   const Convolution U_n = Convolution::forward(rows_n, step, p.mode);
-  const std::optional<Images<T>> x = joined ? std::optional<Images<T>>(*input) : std::nullopt;
+  const std::optional<Images<T>> x = joined ? std::optional<Images<T>>(std::in_place, *input, p.lengths) : std::nullopt;
   const Buffer<T> rh(p.state_size());
   for_steps([&](int64_t i, int64_t t, T* a_t) {
     const ResetUpdate<T> reset_update{
