@@ -19,21 +19,6 @@ Epilogue<T> epilogue(const Arguments& arguments) {
   return {apply<T, Arguments, kPixel>, &arguments};
 }
 
-// Calls f(gate, hidden, count, c) for the runs of channels of the same gate, where gates lie one after the
-// other, K channels each.
-template <class A, class F>
-inline __attribute__((always_inline)) void for_gates(
-    int64_t channel, int64_t channels, int64_t K, const A* c, const F& f) {
-  while (channels > 0) {
-    const int64_t gate = channel / K, hidden = channel % K;
-    const int64_t count = K - hidden < channels ? K - hidden : channels;
-    f(gate, hidden, count, c);
-    channel += count;
-    channels -= count;
-    c += count;
-  }
-}
-
 template <class T>
 void store_sums(
     const StoreSums<T>& args, int64_t pixel, int64_t channel, int64_t channels, const acc_t<T>* c) {
@@ -76,37 +61,52 @@ void input_gates(
   });
 }
 
+// `count` channels from `hidden` on of one gate.
 template <class T, bool kFirst>
-void reset_update(
-    const ResetUpdate<T>& args, int64_t pixel, int64_t channel, int64_t channels, const acc_t<T>* c) {
+void reset_update_gate(
+    const ResetUpdate<T>& args, int64_t pixel, int64_t gate, int64_t hidden, int64_t count,
+    const acc_t<T>* sums) {
   using A = acc_t<T>;
   const int64_t K = args.K;
-  for_gates(channel, channels, K, c, [&](int64_t gate, int64_t hidden, int64_t count, const A* sums) {
-    T* a = args.a + pixel * 3 * K + gate * K + hidden;
-    const T* h = args.h + pixel * K + hidden;
-    T* rh = args.rh + pixel * K + hidden;
-    const PixelAddends<T> addends(args.addends, pixel, gate * K + hidden);
-    for_lanes<A>(count, [&](int64_t k, auto lanes) {
-      Vec<A> sum = load(sums + k, lanes);
-      if constexpr (kFirst)
-        sum = addends(sum, k, lanes);
-      else
-        sum += load(a + k, lanes);
-      if (kFirst && gate == 2) {
-        store(a + k, sum, lanes);
-        return;
-      }
-      const Vec<A> s = sigmoid(sum);
-      if (gate == 1 || args.keep) store(a + k, s, lanes);
-      if (gate == 0) store(rh + k, s * load(h + k, lanes), lanes);
-    });
+  T* a = args.a + pixel * 3 * K + gate * K + hidden;
+  const T* h = args.h + pixel * K + hidden;
+  T* rh = args.rh + pixel * K + hidden;
+  const PixelAddends<T> addends(args.addends, pixel, gate * K + hidden);
+  for_lanes<A>(count, [&](int64_t k, auto lanes) {
+    Vec<A> sum = load(sums + k, lanes);
+    if constexpr (kFirst)
+      sum = addends(sum, k, lanes);
+    else
+      sum += load(a + k, lanes);
+    if (kFirst && gate == 2) {
+      store(a + k, sum, lanes);
+      return;
+    }
+    const Vec<A> s = sigmoid(sum);
+    if (gate == 1 || args.keep) store(a + k, s, lanes);
+    if (gate == 0) store(rh + k, s * load(h + k, lanes), lanes);
   });
+}
+
+template <class T, bool kFirst>
+void reset_update(
+    const void* arguments, const int64_t* pixels, int64_t count, int64_t channel, int64_t channels,
+    const acc_t<T>* c, int64_t stride) {
+  const ResetUpdate<T>& args = *static_cast<const ResetUpdate<T>*>(arguments);
+  while (channels > 0) {
+    const int64_t gate = channel / args.K, hidden = channel % args.K;
+    const int64_t run = args.K - hidden < channels ? args.K - hidden : channels;
+    for (int64_t i = 0; i < count; ++i)
+      reset_update_gate<T, kFirst>(args, pixels[i], gate, hidden, run, c + i * stride);
+    channel += run;
+    channels -= run;
+    c += run;
+  }
 }
 
 template <class T>
 Epilogue<T> reset_update_epilogue(const ResetUpdate<T>& args) {
-  return args.first ? epilogue<T, ResetUpdate<T>, reset_update<T, true>>(args)
-                    : epilogue<T, ResetUpdate<T>, reset_update<T, false>>(args);
+  return {args.first ? reset_update<T, true> : reset_update<T, false>, &args};
 }
 
 // What a sample's state and output are past its length.
@@ -137,45 +137,58 @@ void candidate(
   if (state != nullptr && !advance) stand_still(channels, h, state, output);
 }
 
+// `count` channels from `hidden` on of one gate.
 template <class T>
-void cudnn_step(
-    const CudnnStep<T>& args, int64_t pixel, int64_t channel, int64_t channels, const acc_t<T>* c) {
+void cudnn_step_gate(
+    const CudnnStep<T>& args, int64_t pixel, int64_t gate, int64_t hidden, int64_t count, const acc_t<T>* c) {
   using A = acc_t<T>;
   const int64_t K = args.K;
-  while (channels > 0) {
-    const CudnnChannel place = cudnn_channel(channel, K);
-    const int64_t count = place.run < channels ? place.run : channels;
-    const T* a = args.a + pixel * 3 * K + place.gate * K + place.hidden;
-    T* gates = args.gates + pixel * 4 * K + place.hidden;
-    if (place.gate < 2) {
-      for_lanes<A>(count, [&](int64_t k, auto lanes) {
-        store(gates + place.gate * K + k, sigmoid<Vec<A>>(load(a + k, lanes) + load(c + k, lanes)), lanes);
-      });
-    } else {
-      const A* b = args.b == nullptr ? nullptr : args.b + place.hidden;
-      const T* h = args.h + pixel * K + place.hidden;
-      T* state = args.state == nullptr ? nullptr : args.state + pixel * K + place.hidden;
-      T* output = args.output + pixel * K + place.hidden;
-      const bool advance = state != nullptr && args.valid(pixel);
-      for_lanes<A>(count, [&](int64_t k, auto lanes) {
-        Vec<A> q = load(c + k, lanes);
-        if (b != nullptr) q += load(b + k, lanes);
-        const Vec<A> n = tanh<Vec<A>>(load(a + k, lanes) + load(gates + k, lanes) * q);
-        if (args.keep) {
-          store(gates + 2 * K + k, n, lanes);
-          store(gates + 3 * K + k, q, lanes);
-        }
-        if (!advance) return;
-        const Vec<A> next = blend(n, load(h + k, lanes), load(gates + K + k, lanes));
-        store(state + k, next, lanes);
-        if (output != state) store(output + k, next, lanes);
-      });
-      if (state != nullptr && !advance) stand_still(count, h, state, output);
+  const T* a = args.a + pixel * 3 * K + gate * K + hidden;
+  T* gates = args.gates + pixel * 4 * K + hidden;
+  if (gate < 2)
+    return for_lanes<A>(count, [&](int64_t k, auto lanes) {
+      store(gates + gate * K + k, sigmoid<Vec<A>>(load(a + k, lanes) + load(c + k, lanes)), lanes);
+    });
+  const A* b = args.b == nullptr ? nullptr : args.b + hidden;
+  const T* h = args.h + pixel * K + hidden;
+  T* state = args.state == nullptr ? nullptr : args.state + pixel * K + hidden;
+  T* output = args.output + pixel * K + hidden;
+  const bool advance = state != nullptr && args.valid(pixel);
+  for_lanes<A>(count, [&](int64_t k, auto lanes) {
+    Vec<A> q = load(c + k, lanes);
+    if (b != nullptr) q += load(b + k, lanes);
+    const Vec<A> n = tanh<Vec<A>>(load(a + k, lanes) + load(gates + k, lanes) * q);
+    if (args.keep) {
+      store(gates + 2 * K + k, n, lanes);
+      store(gates + 3 * K + k, q, lanes);
     }
-    channel += count;
-    channels -= count;
-    c += count;
+    if (!advance) return;
+    const Vec<A> next = blend(n, load(h + k, lanes), load(gates + K + k, lanes));
+    store(state + k, next, lanes);
+    if (output != state) store(output + k, next, lanes);
+  });
+  if (state != nullptr && !advance) stand_still(count, h, state, output);
+}
+
+template <class T>
+void cudnn_step(
+    const void* arguments, const int64_t* pixels, int64_t count, int64_t channel, int64_t channels,
+    const acc_t<T>* c, int64_t stride) {
+  const CudnnStep<T>& args = *static_cast<const CudnnStep<T>*>(arguments);
+  while (channels > 0) {
+    const CudnnChannel place = cudnn_channel(channel, args.K);
+    const int64_t run = place.run < channels ? place.run : channels;
+    for (int64_t i = 0; i < count; ++i)
+      cudnn_step_gate(args, pixels[i], place.gate, place.hidden, run, c + i * stride);
+    channel += run;
+    channels -= run;
+    c += run;
   }
+}
+
+template <class T>
+Epilogue<T> cudnn_step_epilogue(const CudnnStep<T>& args) {
+  return {cudnn_step<T>, &args};
 }
 
 // carry <- carry + c: a step past the sample's length passes the gradient of its state on.
@@ -290,7 +303,7 @@ constexpr GateKernels<T> make_kernels() {
       epilogue<T, InputGates<T>, input_gates<T>>,
       reset_update_epilogue<T>,
       epilogue<T, Candidate<T>, candidate<T>>,
-      epilogue<T, CudnnStep<T>, cudnn_step<T>>,
+      cudnn_step_epilogue<T>,
       epilogue<T, CandidateBackward<T>, candidate_backward<T>>,
       epilogue<T, ResetUpdateBackward<T>, reset_update_backward<T>>,
       epilogue<T, CudnnStepBackward<T>, cudnn_step_backward<T>>,
