@@ -5,6 +5,8 @@ TORCH ?= 2.13.0
 BENCH_ARGS ?=
 TEST_ARGS ?=
 
+SANITIZE_TESTS := tests/test_backends_agree.py tests/test_algorithms.py tests/test_not_finite.py
+
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed-torch-$(TORCH)
@@ -12,13 +14,22 @@ BUILT := $(VENV)/.built-torch-$(TORCH)
 SOURCES := $(wildcard csrc/* csrc/*/*)
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: bench test lint format clean
+.PHONY: bench test sanitize lint format clean
 
 bench: $(BUILT)
 	$(BIN)/python -m convgru_fused bench $(BENCH_ARGS)
 
 test: $(BUILT)
 	$(BIN)/python -m pytest --cov=convgru_fused --cov-report=term --cov-fail-under=90 $(TEST_ARGS)
+
+# The native code under AddressSanitizer and UndefinedBehaviorSanitizer, in a build of its own. Python and torch leak
+# on purpose.
+SANITIZED := build/sanitized
+sanitize: $(INSTALLED)
+	CONVGRU_FUSED_SANITIZE=1 $(BIN)/python setup.py --quiet build --build-base build/sanitize --build-lib $(SANITIZED)
+	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
+	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONPATH=$(SANITIZED) \
+	$(BIN)/pytest -q -p no:cacheprovider --native-from $(SANITIZED) $(SANITIZE_TESTS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -4,6 +4,7 @@ _C            the operators, through LibTorch's stable ABI: no Python in it, one
 _build_info   how it was built, through pybind11: no torch in it
 """
 
+import os
 from pathlib import Path
 
 from pybind11 import get_include as pybind11_include
@@ -24,6 +25,12 @@ COMPILE_FLAGS = [
     "-Wextra",
 ]
 
+# make sanitize: the same code under AddressSanitizer and UndefinedBehaviorSanitizer.
+LINK_FLAGS: list[str] = []
+if os.environ.get("CONVGRU_FUSED_SANITIZE"):
+    LINK_FLAGS = ["-fsanitize=address,undefined"]
+    COMPILE_FLAGS += [*LINK_FLAGS, "-fno-omit-frame-pointer", "-fno-sanitize-recover=undefined", "-O1", "-g1"]
+
 
 def sources(*patterns: str) -> list[str]:
     return sorted(str(path) for pattern in patterns for path in CSRC.glob(pattern))
@@ -35,14 +42,16 @@ setup(
             "convgru_fused._C",
             sources("ops.cpp", "cpu/*.cpp"),
             define_macros=[("TORCH_TARGET_VERSION", STABLE_ABI_TARGET), ("Py_LIMITED_API", "0x030A0000")],
-            extra_compile_args=[*COMPILE_FLAGS, "-Wno-unused-parameter"],
+            extra_compile_args=[*COMPILE_FLAGS, "-Wno-unused-parameter", "-Wno-psabi"],
+            extra_link_args=LINK_FLAGS,
             py_limited_api=True,
         ),
         Extension(
             "convgru_fused._build_info",
-            sources("build_info.cpp", "cpu/capability.cpp"),
+            sources("build_info.cpp", "cpu/capability.cpp", "cpu/plan.cpp"),
             include_dirs=[pybind11_include()],
             extra_compile_args=COMPILE_FLAGS,
+            extra_link_args=LINK_FLAGS,
             language="c++",
         ),
     ],

@@ -11,6 +11,9 @@
 #include <cstring>
 #include <utility>
 
+// GCC 12 warns of the undefined vectors inside its own intrinsics (GCC bug 105593).
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")
 #define CONVGRU_ISA avx512
 #define CONVGRU_FMA

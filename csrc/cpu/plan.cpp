@@ -22,37 +22,26 @@ constexpr int64_t kGradientRows = 112;
 constexpr int64_t kFewestTiles = 42;
 // With fewer tiles for each thread the output channels are divided among the threads instead.
 constexpr int64_t kSplitTiles = 14;
+// The buffers of the steps that are worked on together are to stay in cache, but the packed weights of the input,
+// which have to be read once for them, must not be more than they are.
+constexpr int64_t kChunkBytes = 2 << 20;
+constexpr int64_t kPackedBytes = 16;  // of a weight, in Winograd's transformed form
 // Multiply-adds below which a second thread does not pay for being woken.
 constexpr int64_t kSerialWork = 100000;
 
-// What a convolution costs, in multiply-adds of the products, of which docs/cpu.md has the measurements.
+// What a convolution costs, in multiply-adds of the products; fitted to what benchmarks/cpu_algorithms.py measures.
 constexpr double kTransformCost = 2.5;  // for every element of a panel and of the products
-constexpr double kWeightCost = 12;      // to bring an element of the packed weights from beyond the second-level
-                                        // cache
-
-// Extents of a transformed tile: outputs and inputs, along both axes.
-struct TileShape {
-  int64_t out_h, out_w, in_h, in_w;
-};
-
-TileShape tile_shape(Algorithm algorithm, const ConvolutionShape& shape) {
-  const int64_t outputs = algorithm == Algorithm::kWinograd4 ? 4 : 2;
-  TileShape tile{1, 1, shape.kernel_h, shape.kernel_w};
-  if (algorithm == Algorithm::kDirect) return tile;
-  if (shape.kernel_h > 1) tile.out_h = outputs, tile.in_h = outputs + shape.kernel_h - 1;
-  if (shape.kernel_w > 1) tile.out_w = outputs, tile.in_w = outputs + shape.kernel_w - 1;
-  return tile;
-}
+constexpr double kWeightCost = 8;  // to bring an element of the packed weights from beyond the second-level cache;
+                                   // three times for the sums of a weight gradient, which come and go and are
+                                   // transformed
 
 double cost(Algorithm algorithm, const ConvolutionShape& s, bool weight_gradient) {
-  const TileShape tile = tile_shape(algorithm, s);
-  const double tiles = double(s.batch) * ((s.height + tile.out_h - 1) / tile.out_h) *
-                       ((s.width + tile.out_w - 1) / tile.out_w);
-  // Of the direct algorithm these are the taps.
-  const double positions = double(tile.in_h) * tile.in_w;
+  const Scheme scheme = scheme_of(algorithm, s.kernel_h, s.kernel_w);
+  const double tiles = double(s.batch) * scheme.tiles_h(s.height) * scheme.tiles_w(s.width);
+  const double positions = scheme.direct() ? s.kernel_h * s.kernel_w : scheme.positions();
   const double weights = positions * s.in * s.out;
   const double transforms = tiles * positions * (s.in + s.out) * kTransformCost;
-  return tiles * weights + transforms + (weight_gradient ? 2 : 1) * weights * kWeightCost;
+  return tiles * weights + transforms + (weight_gradient ? 3 : 1) * weights * kWeightCost;
 }
 
 bool is_line(const ConvolutionShape& s) {
@@ -83,6 +72,14 @@ const char* algorithm_name(Algorithm algorithm) {
     default:
       return "direct";
   }
+}
+
+Scheme scheme_of(Algorithm algorithm, int64_t kernel_h, int64_t kernel_w) {
+  if (algorithm == Algorithm::kDirect) return {algorithm, 1, 1, 0, 0};
+  const int outputs = algorithm == Algorithm::kWinograd4 ? 4 : 2;
+  return {
+      algorithm, kernel_h > 1 ? outputs : 1, kernel_w > 1 ? outputs : 1, static_cast<int>(kernel_h),
+      static_cast<int>(kernel_w)};
 }
 
 Algorithm choose_algorithm(const ConvolutionShape& shape, Numerics numerics, bool weight_gradient) {
@@ -139,6 +136,78 @@ void plan_gradient(
     term->row_splits =
         std::clamp<int64_t>(std::max((rows + kGradientRows - 1) / kGradientRows, for_threads), 1, (rows + 13) / 14);
   }
+}
+
+RecurrencePlan plan_recurrence(const RecurrenceShape& s) {
+  const int64_t rows = s.N * s.H * s.W;
+  const int64_t weights = 3 * s.K * s.C * s.input_kernel_h * s.input_kernel_w;
+  const int64_t bytes = std::max(kChunkBytes, 2 * kPackedBytes * weights);
+  const auto steps = [&](int64_t channels) {
+    return std::clamp<int64_t>(
+        bytes / std::max<int64_t>(1, rows * channels * s.itemsize), 1, std::max<int64_t>(1, s.T));
+  };
+  RecurrencePlan plan{steps(3 * s.K + s.C), steps((s.cudnn ? 7 : 6) * s.K + s.C), false};
+  plan.joined = plan.forward_steps == 1 && (s.T > 1 || s.has_hx) && !s.cudnn && s.C > 0 &&
+                s.input_kernel_h == s.hidden_kernel_h && s.input_kernel_w == s.hidden_kernel_w;
+  return plan;
+}
+
+std::vector<PlannedConvolution> planned_convolutions(
+    const RecurrenceShape& s, Numerics numerics, int64_t threads, int64_t channel_block) {
+  std::vector<PlannedConvolution> list;
+  const RecurrencePlan plan = plan_recurrence(s);
+  const int64_t accumulate = numerics.double_precision ? 8 : 4;
+  const auto add = [&](const char* name, bool of_input, int64_t steps, int64_t in, int64_t out, int64_t times) {
+    const ConvolutionShape shape{
+        steps * s.N, s.H, s.W, in, out, of_input ? s.input_kernel_h : s.hidden_kernel_h,
+        of_input ? s.input_kernel_w : s.hidden_kernel_w};
+    const Algorithm algorithm = choose_algorithm(shape, numerics, false);
+    const Scheme scheme = scheme_of(algorithm, shape.kernel_h, shape.kernel_w);
+    const Work work = plan_work(scheme, shape, accumulate, threads, channel_block);
+    list.push_back(
+        {name, shape, times, algorithm, work.tiles(scheme), work.tiles_per_block, work.items(scheme)});
+  };
+  const auto add_gradient = [&](const char* name, bool of_input, int64_t in, int64_t out, int64_t times) {
+    GradientWork work{plan.backward_steps * s.N,
+                      s.H,
+                      s.W,
+                      of_input ? s.input_kernel_h : s.hidden_kernel_h,
+                      of_input ? s.input_kernel_w : s.hidden_kernel_w,
+                      in,
+                      out,
+                      1,
+                      false,
+                      {{0, in, 0, out, 1}},
+                      1};
+    const ConvolutionShape shape{work.batch, s.H, s.W, in, out, work.kernel_h, work.kernel_w};
+    const Algorithm algorithm = choose_algorithm(shape, numerics, true);
+    const Scheme scheme = scheme_of(algorithm, work.kernel_h, work.kernel_w);
+    plan_gradient(scheme, accumulate, channel_block, threads, work);
+    const int64_t blocks = (out + channel_block - 1) / channel_block;
+    list.push_back(
+        {name, shape, times, algorithm, work.tiles(scheme), work.tiles_per_chunk,
+         scheme.positions() * blocks * work.terms[0].row_splits});
+  };
+  const int64_t chunks = (s.T + plan.backward_steps - 1) / plan.backward_steps;
+  if (plan.joined) {
+    add("W*x and U_rz*h", false, 1, s.C + s.K, 3 * s.K, s.T);
+  } else {
+    if (s.C > 0)
+      add("W*x", true, plan.forward_steps, s.C, 3 * s.K, (s.T + plan.forward_steps - 1) / plan.forward_steps);
+    add(s.cudnn ? "U*h" : "U_rz*h", false, 1, s.K, (s.cudnn ? 3 : 2) * s.K, s.T);
+  }
+  if (!s.cudnn) add("U_n*(r.h)", false, 1, s.K, s.K, s.T);
+  if (!s.cudnn) add("gradient of r.h", false, 1, s.K, s.K, s.T);
+  add("gradient of h", false, 1, (s.cudnn ? 3 : 2) * s.K, s.K, s.T);
+  if (s.C > 0) add("gradient of x", true, plan.backward_steps, 3 * s.K, s.C, chunks);
+  const int64_t hidden = (s.cudnn ? 1 : 2) * s.K, width = (s.cudnn ? 4 : 3) * s.K;
+  if (s.C > 0 && s.input_kernel_h == s.hidden_kernel_h && s.input_kernel_w == s.hidden_kernel_w) {
+    add_gradient("gradients of W and U", false, s.C + hidden, width, chunks);
+  } else {
+    if (s.C > 0) add_gradient("gradient of W", true, s.C, width, chunks);
+    add_gradient("gradient of U", false, hidden, width, chunks);
+  }
+  return list;
 }
 
 }  // namespace convgru::cpu

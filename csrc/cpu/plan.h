@@ -2,6 +2,7 @@
 #pragma once
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "convolution.h"
 
@@ -27,6 +28,9 @@ Algorithm choose_algorithm(const ConvolutionShape& shape, Numerics numerics, boo
 
 const char* algorithm_name(Algorithm algorithm);
 
+// The shape of an algorithm's tiles for a kernel for which it exists.
+Scheme scheme_of(Algorithm algorithm, int64_t kernel_h, int64_t kernel_w);
+
 // How the work of a convolution is cut for so many threads; itemsize of the compute type. channel_unit output
 // channels are never torn apart.
 Work plan_work(
@@ -36,5 +40,31 @@ Work plan_work(
 // Fills in how the work of weight gradients is cut; the rest of work is given.
 void plan_gradient(
     const Scheme& scheme, int64_t itemsize, int64_t channel_block, int64_t threads, GradientWork& work);
+
+// What is asked of the operators. T time steps, N batch, C input channels, K hidden channels, H x W pixels.
+struct RecurrenceShape {
+  int64_t T, N, C, K, H, W;  // C 0: no input
+  int64_t input_kernel_h, input_kernel_w, hidden_kernel_h, hidden_kernel_w;
+  bool cudnn, has_hx;
+  int64_t itemsize;
+};
+
+// How the recurrence goes through time.
+struct RecurrencePlan {
+  int64_t forward_steps, backward_steps;  // worked on together: W*x, and what follows the backward recurrence
+  bool joined;  // step by step, W*x and U*h added before they leave the registers
+};
+RecurrencePlan plan_recurrence(const RecurrenceShape& shape);
+
+// One convolution of a call, for people to read.
+struct PlannedConvolution {
+  std::string name;
+  ConvolutionShape shape;
+  int64_t times;  // that it runs
+  Algorithm algorithm;
+  int64_t tiles, tiles_per_block, parts;  // parts: into which the work is cut for the threads
+};
+std::vector<PlannedConvolution> planned_convolutions(
+    const RecurrenceShape& shape, Numerics numerics, int64_t threads, int64_t channel_block);
 
 }  // namespace convgru::cpu

@@ -92,13 +92,12 @@ std::vector<acc_t<T>> to_compute_type(const Optional& vector) {
   return values;
 }
 
-// The steps that are worked on together: few, so that their buffers stay in cache, but the packed weights of the
-// input, which have to be read once for them, must not be more than they are.
-inline int64_t steps_per_chunk(const Problem& p, int64_t bytes_per_step, const Optional& weight_ih) {
-  constexpr int64_t kChunkBytes = 2 << 20;
-  constexpr int64_t kPackedBytes = 16;  // of a weight, in Winograd's transformed form
-  const int64_t weights = weight_ih.has_value() ? 2 * kPackedBytes * weight_ih->numel() : 0;
-  return std::clamp<int64_t>(std::max(kChunkBytes, weights) / std::max<int64_t>(1, bytes_per_step), 1, p.T);
+inline RecurrencePlan plan_recurrence(const Arguments& arguments, const Problem& p, int64_t itemsize) {
+  const Tensor& hidden = arguments.weight_hh;
+  const Tensor& outside = arguments.weight_ih.has_value() ? *arguments.weight_ih : hidden;
+  return plan_recurrence(
+      {p.T, p.N, arguments.input.has_value() ? arguments.input->size(2) : 0, p.K, p.H, p.W, outside.size(2),
+       outside.size(3), hidden.size(2), hidden.size(3), p.cudnn, arguments.hx.has_value(), itemsize});
 }
 
 // What the gates receive from outside the recurrence: W*x + biases + gate_bias, for some steps at a time.

@@ -339,9 +339,8 @@ Gradients backward(
   for (const int i : {int(kBiasIh), int(kBiasHh)})
     if (wanted[i]) gradients[i] = stable::new_empty(*tensors[i], sizes(*tensors[i]));
 
-  const int64_t K = p.K, width = p.gates_kept() * K, C = arguments.input.has_value() ? arguments.input->size(2) : 0;
-  const int64_t steps =
-      steps_per_chunk(p, p.rows() * (3 * K + width + C) * sizeof(T), arguments.weight_ih);
+  const int64_t K = p.K, width = p.gates_kept() * K;
+  const int64_t steps = plan_recurrence(arguments, p, sizeof(T)).backward_steps;
   const int64_t rows = steps * p.rows();
   const Images<T> output_images(output), grad_images(grad_output);
   const std::optional<Images<T>> hx_images =

@@ -106,12 +106,9 @@ std::tuple<Tensor, Tensor> forward(const Arguments& arguments, const Problem& p,
   if (p.all_rows() == 0) return {output, gates};
 
   const int64_t C = input.has_value() ? input->size(2) : 0, rows_size = p.rows() * 3 * p.K;
-  const int64_t steps = steps_per_chunk(p, (rows_size + p.rows() * C) * sizeof(T), arguments.weight_ih);
-  // Step by step W*x and U*h are added before they leave the registers. Otherwise W*x of some steps is computed
-  // ahead of them.
-  const bool joined = steps == 1 && (p.T > 1 || hx.has_value()) && !p.cudnn && input.has_value() &&
-                      arguments.weight_ih->size(2) == weight_hh.size(2) &&
-                      arguments.weight_ih->size(3) == weight_hh.size(3);
+  const RecurrencePlan plan = plan_recurrence(arguments, p, sizeof(T));
+  const int64_t steps = plan.forward_steps;
+  const bool joined = plan.joined;
   Arguments outside_arguments = arguments;
   if (joined) outside_arguments.input = std::nullopt;
   OutsideGates<T> outside(outside_arguments, p, steps);

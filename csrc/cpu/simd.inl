@@ -168,7 +168,12 @@ inline A* scratch(int64_t count) {
     ~Memory() { deallocate(data); }
   } memory;
   const size_t bytes = count * sizeof(A);
-  if (bytes > memory.bytes) {
+#if defined(__SANITIZE_ADDRESS__)
+  const bool fits = bytes == memory.bytes;  // its end is guarded
+#else
+  const bool fits = bytes <= memory.bytes;
+#endif
+  if (!fits) {
     deallocate(memory.data);
     memory.data = nullptr;
     memory.bytes = 0;
