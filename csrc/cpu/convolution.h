@@ -242,6 +242,16 @@ struct ConvolutionKernelSet {
   WithoutSums<T> without_sums;
 };
 
+// The convolution of few pixels by a 1x1 kernel, whose weights are not packed but read where they lie: with the
+// input channels next to each other in memory, or the output channels in their order. For the units [begin, end) of
+// channel_unit output channels each, a multiple of the kernels' channel_block; narrow_from: as in convolve.
+template <class T>
+using Pointwise = void (*)(
+    int64_t begin, int64_t end, int64_t pixels, int64_t channel_unit, const Input<T>& input,
+    const Weights<T>& weights, int64_t narrow_from, const Epilogue<T>& epilogue);
+template <class T>
+Pointwise<T> pointwise_kernel();
+
 // The kernels for the instruction set that capability() names; T is float, double, bfloat16 or float16.
 template <class T>
 const ConvolutionKernelSet<T>& convolution_kernels();

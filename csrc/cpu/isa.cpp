@@ -15,6 +15,10 @@ namespace convgru::cpu {
   extern const ConvolutionKernelSet<double> kDoubleConvolution;       \
   extern const ConvolutionKernelSet<bfloat16> kBFloat16Convolution;   \
   extern const ConvolutionKernelSet<float16> kFloat16Convolution;     \
+  extern const Pointwise<float> kFloatPointwise;                      \
+  extern const Pointwise<double> kDoublePointwise;                    \
+  extern const Pointwise<bfloat16> kBFloat16Pointwise;                \
+  extern const Pointwise<float16> kFloat16Pointwise;                  \
   }
 CONVGRU_DECLARE_KERNELS(generic)
 #if defined(__x86_64__)
@@ -41,6 +45,10 @@ CONVGRU_DECLARE_KERNELS(avx512)
   template <>                                                      \
   const ConvolutionKernelSet<type>& convolution_kernels() {        \
     CONVGRU_CHOOSE(name##Convolution)                              \
+  }                                                                \
+  template <>                                                      \
+  Pointwise<type> pointwise_kernel() {                             \
+    CONVGRU_CHOOSE(name##Pointwise)                                \
   }
 CONVGRU_DEFINE_CHOICE(float, kFloat)
 CONVGRU_DEFINE_CHOICE(double, kDouble)

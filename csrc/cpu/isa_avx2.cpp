@@ -17,5 +17,5 @@
 #define CONVGRU_VECTOR_BYTES 32
 #define CONVGRU_TILE_ROWS 6
 #include "gates_kernels.inl"
-#include "convolution_kernels.inl"
+#include "pointwise_kernels.inl"
 #endif

@@ -20,5 +20,5 @@
 #define CONVGRU_VECTOR_BYTES 64
 #define CONVGRU_TILE_ROWS 14
 #include "gates_kernels.inl"
-#include "convolution_kernels.inl"
+#include "pointwise_kernels.inl"
 #endif

@@ -10,4 +10,4 @@
 #define CONVGRU_VECTOR_BYTES 16
 #define CONVGRU_TILE_ROWS 4
 #include "gates_kernels.inl"
-#include "convolution_kernels.inl"
+#include "pointwise_kernels.inl"

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <numeric>
+#include <utility>
 
 #include "gates.h"
 
@@ -21,71 +22,89 @@ std::vector<int32_t> range(int64_t first, int64_t count) {
   return values;
 }
 
-// Some input channels of a packed weight from a weight (O,I,kh,kw).
-template <class T>
-WeightPart<T> part_of(const Tensor& weight, const std::vector<int32_t>& outs, int64_t first) {
-  return {data<T>(weight),  weight.stride(0), weight.stride(1), weight.stride(2),
-          weight.stride(3), outs.data(),      first,            weight.size(1)};
-}
-
-template <class T>
-WeightMemory<T> memory_of(const WeightRows& rows) {
-  return {data<T>(rows.weight) + rows.first * rows.weight.stride(0), rows.count * rows.weight.stride(0)};
-}
-
 }  // namespace
 
 template <class T>
 PackedConvolution<T>::PackedConvolution(
-    const Parts& parts, const std::vector<WeightMemory<T>>& memory, int64_t in, int64_t out,
-    int64_t narrow_from, int64_t channel_unit, ConvolutionShape shape, const Mode& mode)
-    : shape_(shape), mode_(mode), narrow_from_(narrow_from) {
+    std::vector<Part> parts, int64_t in, int64_t out, int64_t narrow_from, int64_t channel_unit,
+    ConvolutionShape shape, const Mode& mode)
+    : parts_(std::move(parts)), shape_(shape), mode_(mode), narrow_from_(narrow_from) {
   shape_.in = in;
   shape_.out = out;
   kernels_ = find_kernels<T>(
       choose_algorithm(shape_, mode.numerics, /*weight_gradient=*/false), shape.kernel_h, shape.kernel_w);
   channel_unit_ = std::max(channel_unit, kernels_->channel_block);
-  Weights<T> weights{{}, static_cast<int>(parts.size()), out, in, shape.kernel_h, shape.kernel_w};
-  WeightMemory<T> memories[kMostSources] = {};
-  std::copy(parts.begin(), parts.end(), weights.parts);
-  std::copy(memory.begin(), memory.end(), memories);
-  packed_ = packed_weights(*kernels_, weights, memories, /*keep=*/true);
+  if (reads_weights_in_place(shape_)) return;
+  WeightMemory<T> memory[kMostSources] = {};
+  for (size_t p = 0; p < parts_.size(); ++p) memory[p] = parts_[p].memory;
+  packed_ = packed_weights(*kernels_, weights(), memory);
+}
+
+template <class T>
+Weights<T> PackedConvolution<T>::weights() const {
+  Weights<T> weights{{}, static_cast<int>(parts_.size()), shape_.out, shape_.in, shape_.kernel_h, shape_.kernel_w};
+  for (size_t p = 0; p < parts_.size(); ++p) {
+    weights.parts[p] = parts_[p].weights;
+    weights.parts[p].outs = parts_[p].outs.data();
+  }
+  return weights;
 }
 
 template <class T>
 void PackedConvolution<T>::run(int64_t batch, const Input<T>& input, const Epilogue<T>& epilogue) const {
   ConvolutionShape shape = shape_;
   shape.batch = batch;
+  if (packed_ == nullptr) {
+    const Weights<T> raw = weights();
+    const int64_t units = (shape.out + channel_unit_ - 1) / channel_unit_;
+    const int64_t pixels = batch * shape.height * shape.width;
+    const int64_t grain = is_serial(pixels * shape.in * shape.out) ? units : 1;
+    torch::stable::parallel_for(0, units, grain, [&](int64_t begin, int64_t end) {
+      pointwise_kernel<T>()(begin, end, pixels, channel_unit_, input, raw, narrow_from_, epilogue);
+    });
+    return;
+  }
   const Work work = plan_work(
       kernels_->scheme, shape, sizeof(acc_t<T>), torch::stable::get_num_threads(), channel_unit_);
   torch::stable::parallel_for(0, work.items(kernels_->scheme), 1, [&](int64_t begin, int64_t end) {
-    kernels_->convolve(begin, end, work, input, shape.out, narrow_from_, packed_.get(), epilogue, mode_.not_finite);
+    kernels_->convolve(
+        begin, end, work, input, shape.out, narrow_from_, packed_.get(), epilogue, mode_.not_finite);
   });
+}
+
+template <class T>
+auto PackedConvolution<T>::part_of(const WeightRows& rows, std::vector<int32_t> outs, int64_t first) -> Part {
+  const Tensor& weight = rows.weight;
+  const T* start = data<T>(weight);
+  return {
+      {start, weight.stride(0), weight.stride(1), weight.stride(2), weight.stride(3), nullptr, first,
+       weight.size(1)},
+      std::move(outs),
+      {start + rows.first * weight.stride(0), rows.count * weight.stride(0)}};
 }
 
 template <class T>
 PackedConvolution<T> PackedConvolution<T>::forward(
     const WeightRows& rows, const ConvolutionShape& extents, const Mode& mode) {
-  const std::vector<int32_t> outs = range(rows.first, rows.count);
-  return {{part_of<T>(rows.weight, outs, 0)}, {memory_of<T>(rows)}, rows.weight.size(1), rows.count,
-          rows.count, 0, extents, mode};
+  return {
+      {part_of(rows, range(rows.first, rows.count), 0)}, rows.weight.size(1), rows.count, rows.count, 0, extents,
+      mode};
 }
 
 template <class T>
 PackedConvolution<T> PackedConvolution<T>::joined(
     const WeightRows& x, const WeightRows& h, const ConvolutionShape& extents, const Mode& mode) {
-  const std::vector<int32_t> x_outs = range(x.first, x.count);
   std::vector<int32_t> h_outs = range(h.first, h.count);
   h_outs.resize(x.count, -1);
   const int64_t in = x.weight.size(1);
-  return {{part_of<T>(x.weight, x_outs, 0), part_of<T>(h.weight, h_outs, in)},
-          {memory_of<T>(x), memory_of<T>(h)},
-          in + h.weight.size(1),
-          x.count,
-          h.count,
-          0,
-          extents,
-          mode};
+  return {
+      {part_of(x, range(x.first, x.count), 0), part_of(h, std::move(h_outs), in)},
+      in + h.weight.size(1),
+      x.count,
+      h.count,
+      0,
+      extents,
+      mode};
 }
 
 template <class T>
@@ -97,34 +116,27 @@ PackedConvolution<T> PackedConvolution<T>::cudnn(
     const CudnnChannel place = cudnn_channel(channel, K);
     outs[channel] = static_cast<int32_t>(place.gate * K + place.hidden);
   }
-  return {{part_of<T>(weight_hh, outs, 0)},
-          {memory_of<T>({weight_hh, 0, 3 * K})},
-          K,
-          3 * K,
-          3 * K,
-          3 * kCudnnGroup,
-          extents,
-          mode};
+  return {{part_of({weight_hh, 0, 3 * K}, std::move(outs), 0)}, K, 3 * K, 3 * K, 3 * kCudnnGroup, extents, mode};
 }
 
 template <class T>
 PackedConvolution<T> PackedConvolution<T>::transposed(
-    const std::vector<WeightRows>& parts, const ConvolutionShape& extents, const Mode& mode) {
-  const Tensor& weight = parts[0].weight;
-  const std::vector<int32_t> outs = range(0, weight.size(1));
-  const int64_t last_tap =
-      (extents.kernel_h - 1) * weight.stride(2) + (extents.kernel_w - 1) * weight.stride(3);
-  Parts packed;
-  std::vector<WeightMemory<T>> memory;
+    const std::vector<WeightRows>& rows, const ConvolutionShape& extents, const Mode& mode) {
+  std::vector<Part> parts;
   int64_t in = 0;
-  for (const WeightRows& rows : parts) {
-    packed.push_back(
-        {data<T>(weight) + rows.first * weight.stride(0) + last_tap, weight.stride(1), weight.stride(0),
-         -weight.stride(2), -weight.stride(3), outs.data(), in, rows.count});
-    memory.push_back(memory_of<T>(rows));
-    in += rows.count;
+  for (const WeightRows& some : rows) {
+    Part part = part_of(some, range(0, some.weight.size(1)), in);
+    WeightPart<T>& w = part.weights;
+    w.data = part.memory.data + (extents.kernel_h - 1) * w.row_stride + (extents.kernel_w - 1) * w.column_stride;
+    std::swap(w.out_stride, w.in_stride);
+    w.row_stride = -w.row_stride;
+    w.column_stride = -w.column_stride;
+    w.channels = some.count;
+    parts.push_back(std::move(part));
+    in += some.count;
   }
-  return {packed, memory, in, weight.size(1), weight.size(1), 0, extents, mode};
+  const int64_t out = rows[0].weight.size(1);
+  return {std::move(parts), in, out, out, 0, extents, mode};
 }
 
 template <class T>

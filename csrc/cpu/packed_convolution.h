@@ -51,13 +51,21 @@ class PackedConvolution {
   void run(int64_t batch, const Input<T>& input, const Epilogue<T>& epilogue) const;
 
  private:
-  using Parts = std::vector<WeightPart<T>>;
+  // Some input channels of the weights: WeightPart with the memory that it comes from.
+  struct Part {
+    WeightPart<T> weights;
+    std::vector<int32_t> outs;
+    WeightMemory<T> memory;
+  };
   PackedConvolution(
-      const Parts& parts, const std::vector<WeightMemory<T>>& memory, int64_t in, int64_t out,
-      int64_t narrow_from, int64_t channel_unit, ConvolutionShape shape, const Mode& mode);
+      std::vector<Part> parts, int64_t in, int64_t out, int64_t narrow_from, int64_t channel_unit,
+      ConvolutionShape shape, const Mode& mode);
+  static Part part_of(const WeightRows& rows, std::vector<int32_t> outs, int64_t first);
+  Weights<T> weights() const;
 
   const ConvolutionKernels<T>* kernels_;
-  std::shared_ptr<const acc_t<T>[]> packed_;
+  std::vector<Part> parts_;
+  std::shared_ptr<const acc_t<T>[]> packed_;  // nullptr where the weights are read as they are
   ConvolutionShape shape_;
   Mode mode_;
   int64_t narrow_from_, channel_unit_;

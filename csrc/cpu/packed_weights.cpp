@@ -87,11 +87,9 @@ std::shared_ptr<const acc_t<T>[]> pack(
 template <class T>
 std::shared_ptr<const acc_t<T>[]> packed_weights(
     const ConvolutionKernels<T>& kernels, const Weights<T>& weights,
-    const WeightMemory<T> (&memory)[kMostSources], bool keep) {
+    const WeightMemory<T> (&memory)[kMostSources]) {
   const int64_t taps = kernels.scheme.direct() ? weights.kernel_h * weights.kernel_w : 1;
   const int64_t size = kernels.packed_size(taps * weights.in, weights.out);
-  if (!keep) return pack(kernels, weights, size);
-
   Key<T> key = make_key(kernels, weights);
   {
     const std::lock_guard<std::mutex> lock(mutex);
@@ -126,7 +124,7 @@ std::shared_ptr<const acc_t<T>[]> packed_weights(
 
 #define CONVGRU_INSTANTIATE(T)                                                                 \
   template std::shared_ptr<const acc_t<T>[]> packed_weights(                                   \
-      const ConvolutionKernels<T>&, const Weights<T>&, const WeightMemory<T> (&)[kMostSources], bool);
+      const ConvolutionKernels<T>&, const Weights<T>&, const WeightMemory<T> (&)[kMostSources]);
 CONVGRU_INSTANTIATE(float)
 CONVGRU_INSTANTIATE(double)
 CONVGRU_INSTANTIATE(bfloat16)

@@ -22,6 +22,8 @@ constexpr int64_t kGradientRows = 112;
 constexpr int64_t kFewestTiles = 42;
 // With fewer tiles for each thread the output channels are divided among the threads instead.
 constexpr int64_t kSplitTiles = 14;
+// A packed weight is used about as often as there are pixels; packing it costs as much as some tens of uses.
+constexpr int64_t kInPlacePixels = 128;
 // The buffers of the steps that are worked on together are to stay in cache, but the packed weights of the input,
 // which have to be read once for them, must not be more than they are.
 constexpr int64_t kChunkBytes = 2 << 20;
@@ -102,6 +104,14 @@ Algorithm choose_algorithm(const ConvolutionShape& shape, Numerics numerics, boo
   return best;
 }
 
+bool reads_weights_in_place(const ConvolutionShape& s) {
+  return s.kernel_h == 1 && s.kernel_w == 1 && s.batch * s.height * s.width <= kInPlacePixels;
+}
+
+bool is_serial(int64_t multiply_adds) {
+  return multiply_adds < kSerialWork;
+}
+
 Work plan_work(
     const Scheme& scheme, const ConvolutionShape& shape, int64_t itemsize, int64_t threads,
     int64_t channel_unit) {
@@ -110,7 +120,7 @@ Work plan_work(
   const int64_t depth = scheme.direct() ? shape.kernel_h * shape.kernel_w * shape.in : shape.in;
   const int64_t most =
       std::max(kFewestTiles, kPanelBytes / (scheme.positions() * (depth + 48) * itemsize) / 14 * 14);
-  if (tiles * scheme.positions() * depth * shape.out < kSerialWork) threads = 1;
+  if (is_serial(tiles * scheme.positions() * depth * shape.out)) threads = 1;
   // As many blocks for every thread, and then as large as the cache allows.
   int64_t blocks = (tiles + most - 1) / most;
   blocks = (blocks + threads - 1) / threads * threads;

@@ -31,6 +31,12 @@ const char* algorithm_name(Algorithm algorithm);
 // The shape of an algorithm's tiles for a kernel for which it exists.
 Scheme scheme_of(Algorithm algorithm, int64_t kernel_h, int64_t kernel_w);
 
+// Whether a convolution is by a 1x1 kernel of so few pixels that its weights are not worth packing.
+bool reads_weights_in_place(const ConvolutionShape& shape);
+
+// Whether a convolution of so many multiply-adds is not worth a second thread.
+bool is_serial(int64_t multiply_adds);
+
 // How the work of a convolution is cut for so many threads; itemsize of the compute type. channel_unit output
 // channels are never torn apart.
 Work plan_work(
