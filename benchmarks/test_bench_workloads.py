@@ -40,7 +40,7 @@ def test_workload(
     benchmark.group = f"{row} {mode}"
     benchmark.extra_info.update(detail=program.detail, kept_bytes=program.kept_bytes())
     program.activate()
-    benchmark.pedantic(program, rounds=10, warmup_rounds=2)
+    benchmark.pedantic(program, setup=program.step, rounds=10, warmup_rounds=2)
     program.release()
     if benchmark.stats is not None:  # there are none with --benchmark-disable
         flops = job.workload.flops(mode, job.sets[0].x.size(1))

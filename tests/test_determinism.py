@@ -82,19 +82,14 @@ def test_repetition_of_eager_is_bitwise(variant):
 
 
 @each_variant
+@each_dtype
 @each_shape
-def test_two_threads_give_what_one_gives(shape, variant):
-    """All but the weight gradients bitwise: PyTorch sums those in as many parts as there are threads."""
-    model, x = make(shape, variant)
-    expected = dict(zip(names(model), step(model, x), strict=True))
-    with threads(2):
-        actual = dict(zip(names(model), step(model, x), strict=True))
-    weights = [name for name in actual if name.startswith("grad weight_")]
-    different = [
-        name for name in actual if name not in weights and not torch.equal(actual[name], expected[name])
-    ]
-    assert not different
-    assert_gradients_close(*({name: step[name] for name in weights} for step in (actual, expected)))
+def test_two_threads_give_what_one_gives(shape, dtype, variant):
+    model, x = make(shape, variant, dtype)
+    expected = step(model, x)
+    for count in (2, 3):
+        with threads(count):
+            assert_bitwise(model, step(model, x), expected)
 
 
 @each_variant

@@ -146,6 +146,14 @@ class Program:
         """Set the process up for this contender; called, untimed, before each of its turns."""
         torch.backends.cudnn.benchmark = self.cudnn_benchmark
 
+    def step(self) -> None:
+        """In training what an optimiser does between two calls: every weight changes, so that nothing made
+        ready from the weights of the last call serves the next. (By its sign: two steps and they are back.)"""
+        if self.job.mode == "train":
+            with torch.no_grad():
+                for parameter in self._parameters:
+                    parameter.neg_()
+
     def release(self) -> None:
         """Free the gradients of the last call; called, untimed, after each turn."""
         for leaves in self.leaves:

@@ -14,6 +14,7 @@ from convgru_fused.bench.measure import Settings, at_length, data_sets, measure_
 from convgru_fused.bench.program import Job, Program
 from convgru_fused.bench.results import FAILED, NOT_APPLICABLE, OK, WRONG
 from convgru_fused.bench.timing import Protocol, Spread, interleaved
+from convgru_fused.bench.workloads import MODES
 
 FAST = Protocol(repetitions=2, seconds=0.1, minimum=1, rounds=1)
 SETTINGS = Settings(peers=("eager",), protocol=FAST)
@@ -141,6 +142,9 @@ class Recorder:
     def activate(self) -> None:
         self.log.append(f"+{self.name}")
 
+    def step(self) -> None:
+        self.log.append(f"~{self.name}")
+
     def release(self) -> None:
         self.log.append(f"-{self.name}")
 
@@ -155,7 +159,22 @@ def test_repetitions_are_interleaved() -> None:
     assert "".join(turns) == "abc" + "abc" + "bca" + "cab"  # the estimate, then three rounds
     assert all(spread.repetitions >= 20 for spread in spreads.values())
     first_turn = log[log.index("-c") + 1 :]
-    assert first_turn[: first_turn.index("-a")].count("a") == 11  # one untimed call, ten timed ones
+    first_turn = first_turn[: first_turn.index("-a")]
+    assert first_turn == ["+a", "a", *["~a", "a"] * 10]  # one untimed call; ten timed ones, weights changed before
+
+
+def test_weights_change_between_calls_of_training() -> None:
+    def weights(program: Program) -> list[torch.Tensor]:
+        return [parameter.detach().clone() for parameter in program.peers[0].parameters()]
+
+    for mode in MODES:
+        program = our_contenders(())[0].build(job(SEQUENCE, mode))
+        before = weights(program)
+        program.step()
+        changed = [not torch.equal(a, b) for a, b in zip(before, weights(program), strict=True)]
+        assert all(changed) if mode == "train" else not any(changed)
+        program.step()
+        assert all(torch.equal(a, b) for a, b in zip(before, weights(program), strict=True))
 
 
 def test_a_slow_contender_is_called_less_often() -> None:
