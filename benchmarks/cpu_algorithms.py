@@ -1,5 +1,5 @@
-"""Is the algorithm that csrc/cpu/plan.cpp chooses the fastest one? Times layers of many sizes with each algorithm
-forced, and as chosen.
+"""Is the algorithm that csrc/cpu/plan.cpp chooses the fastest one? Times layers of many sizes with each
+algorithm forced, and as chosen.
 
     python benchmarks/cpu_algorithms.py
 """
@@ -62,7 +62,8 @@ def measure(case: tuple, train: bool) -> dict[str, float]:
 
 
 def main() -> None:
-    print(f"{_build_info.cpu_capability()}, {torch.get_num_threads()} threads, torch {torch.__version__}; ms a step")
+    machine = f"{_build_info.cpu_capability()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    print(f"{machine}; ms a step")
     print(f"{'N, C->K, HxW, kernel':32}", *(f"{name:>10}" for name in (*ALGORITHMS, "chosen", "loss")))
     losses = []
     for train in (False, True):
@@ -73,8 +74,11 @@ def main() -> None:
             losses.append(loss)
             N, C, K, H, W, (kh, kw) = case
             label = f"{N}, {C}->{K}, {H}x{W}, {kh}x{kw}"
-            print(f"{label:32}", *(f"{value:10.3f}" for value in times.values()), f"{loss - 1:9.0%}", flush=True)
-    print(f"chosen slower than the fastest by {sum(losses) / len(losses) - 1:.0%} on average, most {max(losses) - 1:.0%}")
+            print(
+                f"{label:32}", *(f"{value:10.3f}" for value in times.values()), f"{loss - 1:9.0%}", flush=True
+            )
+    mean = sum(losses) / len(losses)
+    print(f"chosen slower than the fastest by {mean - 1:.0%} on average, most {max(losses) - 1:.0%}")
 
 
 if __name__ == "__main__":

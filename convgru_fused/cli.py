@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import platform
+import sys
 from collections.abc import Sequence
 
+from . import plan
 from .bench import command
 
 
@@ -41,6 +43,11 @@ def _parser() -> argparse.ArgumentParser:
             "bench", help="the fused ConvGRU against PyTorch, on a real video and on the layers of models"
         )
     )
+    plan.add_arguments(
+        commands.add_parser(
+            "plan", help="which algorithm runs each convolution of a layer on this CPU, and in how many parts"
+        )
+    )
     return parser
 
 
@@ -49,5 +56,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     if args.command == "info":
         print(info())
+        return 0
+    if args.command == "plan":
+        try:
+            print(plan.run(args))
+        except ValueError as error:
+            print(f"convgru-fused: {error}", file=sys.stderr)
+            return 2
         return 0
     return command.run(args)

@@ -34,18 +34,24 @@ PYBIND11_MODULE(_build_info, m) {
          bool cudnn, int64_t itemsize, bool fast, int64_t threads) {
         using namespace convgru::cpu;
         const bool wide = itemsize == 8;
-        const int64_t vector = capability() == Capability::kAvx512 ? 64 : capability() == Capability::kAvx2 ? 32 : 16;
-        const RecurrenceShape shape{T, N, C, K, H, W, kernel_h, kernel_w, kernel_h, kernel_w, cudnn, true, itemsize};
-        std::vector<std::tuple<std::string, int64_t, std::string, int64_t, int64_t, int64_t, int64_t, int64_t>> rows;
+        const int64_t vector = capability() == Capability::kAvx512 ? 64
+                               : capability() == Capability::kAvx2 ? 32
+                                                                   : 16;
+        const RecurrenceShape shape{T,        N,        C,        K,     H,    W,       kernel_h,
+                                    kernel_w, kernel_h, kernel_w, cudnn, true, itemsize};
+        std::vector<
+            std::tuple<std::string, int64_t, std::string, int64_t, int64_t, int64_t, int64_t, int64_t>>
+            rows;
         for (const PlannedConvolution& c : planned_convolutions(
                  shape, {fast || itemsize < 4, wide, false}, threads, 2 * vector / (wide ? 8 : 4)))
           rows.emplace_back(
-              c.name, c.times, algorithm_name(c.algorithm), c.shape.in, c.shape.out, c.tiles, c.tiles_per_block,
-              c.parts);
+              c.name, c.times, algorithm_name(c.algorithm), c.shape.in, c.shape.out, c.tiles,
+              c.tiles_per_block, c.parts);
         return rows;
       },
       py::arg("T"), py::arg("N"), py::arg("C"), py::arg("K"), py::arg("H"), py::arg("W"), py::arg("kernel_h"),
       py::arg("kernel_w"), py::arg("cudnn"), py::arg("itemsize"), py::arg("fast"), py::arg("threads"),
-      "The convolutions of a training step of one layer: name, times that it runs, algorithm, input channels, output "
+      "The convolutions of a training step of one layer: name, times that it runs, algorithm, input "
+      "channels, output "
       "channels, tiles, tiles that are worked on together, parts for the threads.");
 }

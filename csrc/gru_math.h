@@ -86,8 +86,8 @@ CONVGRU_HOST_DEVICE F clamp(F x, float low, float high) {
   return x > h ? h : x;
 }
 
-// 1 / (1 + exp(-x)), within 2.5 ulp from -87 on (tests/test_native_math.py measures it); 0 below -104, where the
-// exact value rounds to it.
+// 1 / (1 + exp(-x)), within 2.5 ulp from -87 on (tests/test_native_math.py measures it); 0 below -104, where
+// the exact value rounds to it.
 template <class F>
 CONVGRU_HOST_DEVICE F sigmoid(F x) {
   const ExpParts<F> e = exp_parts(clamp(-x, -87.0f, 87.0f));

@@ -1,4 +1,5 @@
-"""The algorithms of the CPU's convolutions: each one forced agrees with the reference, and the plan tells which runs."""
+"""The algorithms of the CPU's convolutions: each one forced agrees with the reference; the plan tells which
+runs."""
 
 import pytest
 import torch
@@ -16,12 +17,14 @@ from convgru_fused.testing import (
 VARIABLE = "CONVGRU_FUSED_CPU_ALGORITHM"
 ALGORITHMS = ("direct", "winograd2", "winograd4")
 
-# Of those of the testing module the ones in which tiles, channels and time matter; and sizes of their own: more tiles
-# than a block has, more channels than a block has, one and two pixels along an axis.
+# Of those of the testing module the ones in which tiles, channels and time matter; and sizes of their own:
+# more tiles than a block has, more channels than a block has, one and two pixels along an axis.
 SAMPLES = [
     sample
     for sample in sample_inputs(lambda sample: not sample.reverse)
-    if sample.name.startswith(("plain", "kernel", "channels-of-16", "everything", "one-step-hx", "lengths-hx"))
+    if sample.name.startswith(
+        ("plain", "kernel", "channels-of-16", "everything", "one-step-hx", "lengths-hx")
+    )
 ] + [
     Sample(f"{name}-{variant}", T=3, N=2, hx=True, variant=variant, **sizes)
     for name, sizes in {
@@ -66,7 +69,9 @@ def test_an_unknown_algorithm_is_refused(monkeypatch):
 
 
 def plan(**changes):
-    shape = dict(T=10, N=1, C=64, K=64, H=56, W=56, kernel_h=3, kernel_w=3, cudnn=False, itemsize=4, fast=True)
+    shape = dict(
+        T=10, N=1, C=64, K=64, H=56, W=56, kernel_h=3, kernel_w=3, cudnn=False, itemsize=4, fast=True
+    )
     return _build_info.cpu_plan(**{**shape, "threads": 2, **changes})
 
 

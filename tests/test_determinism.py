@@ -12,7 +12,7 @@ import torch
 
 from convgru_fused import ConvGRU, precision, use_backend
 from convgru_fused.eager import VARIANTS
-from convgru_fused.testing import TOLERANCES, assert_close_to_reference, assert_gradients_close, measure
+from convgru_fused.testing import TOLERANCES, assert_close_to_reference, measure
 
 each_variant = pytest.mark.parametrize("variant", VARIANTS)
 each_dtype = pytest.mark.parametrize(

@@ -1,5 +1,5 @@
-"""The functions of csrc/gru_math.h against float64, in units in the last place: one by one as a GPU calls them,
-with and without FMA, and on the vectors of each instruction set."""
+"""The functions of csrc/gru_math.h against float64, in units in the last place: one by one as a GPU calls
+them, with and without FMA, and on the vectors of each instruction set."""
 
 import ctypes
 import math
@@ -41,7 +41,8 @@ VECTOR = """
 using namespace convgru::cpu::isa;
 extern "C" {
 void sigmoid(int64_t n, const float* x, float* y) {
-  for_lanes<float>(n, [&](int64_t i, auto lanes) { store(y + i, convgru::sigmoid(load(x + i, lanes)), lanes); });
+  for_lanes<float>(
+      n, [&](int64_t i, auto lanes) { store(y + i, convgru::sigmoid(load(x + i, lanes)), lanes); });
 }
 void tanh_(int64_t n, const float* x, float* y) {
   for_lanes<float>(n, [&](int64_t i, auto lanes) { store(y + i, convgru::tanh(load(x + i, lanes)), lanes); });

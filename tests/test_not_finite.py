@@ -1,5 +1,5 @@
-"""Infinities and NaNs reach the same elements as in plain PyTorch, whatever algorithm the finite ones take: its
-tiles must not spread them, nor turn an infinity into a NaN."""
+"""Infinities and NaNs reach the same elements as in plain PyTorch, whatever algorithm the finite ones take:
+its tiles must not spread them, nor turn an infinity into a NaN."""
 
 import math
 
@@ -7,14 +7,16 @@ import pytest
 import torch
 
 from convgru_fused import precision
-from convgru_fused.testing import Sample, assert_close_to_reference, autograd_gradients
 from convgru_fused.backends import BACKENDS
+from convgru_fused.testing import Sample, assert_close_to_reference, autograd_gradients
 
 each_value = pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf], ids=str)
 each_setting = pytest.mark.parametrize("setting", ["fast", "strict"])
 
 SAMPLES = [
-    Sample(f"{variant}-{kh}x{kw}", T=3, N=2, C=16, K=16, H=20, W=23, kernel=(kh, kw), hx=True, variant=variant)
+    Sample(
+        f"{variant}-{kh}x{kw}", T=3, N=2, C=16, K=16, H=20, W=23, kernel=(kh, kw), hx=True, variant=variant
+    )
     for variant, kh, kw in (("gru-rcn", 3, 3), ("cudnn", 3, 3), ("gru-rcn", 1, 5), ("gru-rcn", 5, 5))
 ]
 each_sample = pytest.mark.parametrize("sample", SAMPLES, ids=str)
@@ -36,7 +38,9 @@ def assert_same(actual, expected, name):
     for kind in (torch.isnan, torch.isposinf, torch.isneginf):
         assert torch.equal(kind(actual), kind(expected)), (name, kind.__name__)
     finite = expected.isfinite()
-    assert_close_to_reference(torch.where(finite, actual, 0.0), torch.where(finite, expected, 0.0).double(), name)
+    assert_close_to_reference(
+        torch.where(finite, actual, 0.0), torch.where(finite, expected, 0.0).double(), name
+    )
 
 
 @each_sample
@@ -54,8 +58,8 @@ def test_output(sample, value, setting, where):
 @each_setting
 @pytest.mark.parametrize("sample", SAMPLES[:2], ids=str)
 def test_gradients(sample, value, setting):
-    """Where the gradient of the output is not finite; those of PyTorch's convolutions then are infinite or NaN
-    depending on the order of their sums, so the two count as the same."""
+    """Where the gradient of the output is not finite; those of PyTorch's convolutions then are infinite or
+    NaN depending on the order of their sums, so the two count as the same."""
     with precision(setting):
         _, actual = run("cpu", sample, "grad", value)
     _, expected = run("eager", sample, "grad", value)

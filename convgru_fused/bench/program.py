@@ -147,8 +147,8 @@ class Program:
         torch.backends.cudnn.benchmark = self.cudnn_benchmark
 
     def step(self) -> None:
-        """In training what an optimiser does between two calls: every weight changes, so that nothing made
-        ready from the weights of the last call serves the next. (By its sign: two steps and they are back.)"""
+        """In training what an optimiser does between two calls: every weight changes, so nothing made ready
+        from the weights of the last call serves the next. (By its sign: two steps and they are back.)"""
         if self.job.mode == "train":
             with torch.no_grad():
                 for parameter in self._parameters:

@@ -119,8 +119,8 @@ template <class T>
 struct WeightPart {
   const T* data;
   int64_t out_stride, in_stride, row_stride, column_stride;
-  const int32_t* outs;     // for each packed output channel the o that it is, or -1 for none (zeros)
-  int64_t first, channels; // input channels: those of this part and where they start
+  const int32_t* outs;      // for each packed output channel the o that it is, or -1 for none (zeros)
+  int64_t first, channels;  // input channels: those of this part and where they start
 };
 
 template <class T>
@@ -131,9 +131,9 @@ struct Weights {
   int64_t kernel_h, kernel_w;
 };
 
-// The weight gradients of the convolutions that add up to the same outputs, each of some inputs and some of the
-// outputs: sums over all tiles, chunk after chunk. The panels of inputs and of the output's gradient are made once
-// for all of them.
+// The weight gradients of the convolutions that add up to the same outputs, each of some inputs and some of
+// the outputs: sums over all tiles, chunk after chunk. The panels of inputs and of the output's gradient are
+// made once for all of them.
 constexpr int kMostGradientSources = 3;
 constexpr int kMostGradientTerms = 3;
 
@@ -192,7 +192,8 @@ struct ConvolutionKernels {
 
   // For the blocks of output channels [begin, end): packed[blocks][positions][depth][channel_block], where
   // depth is the input channels, for the direct algorithm part by part, tap by tap, channel by channel.
-  void (*pack)(int64_t begin, int64_t end, const Weights<T>& weights, A* packed);
+  // past_cache: to be written to memory without being brought into the caches, which are too small for them.
+  void (*pack)(int64_t begin, int64_t end, const Weights<T>& weights, A* packed, bool past_cache);
 
   // The work items [begin, end). Outputs from narrow_from on see only the first source. No result depends on
   // how the work is divided.
@@ -207,13 +208,13 @@ struct ConvolutionKernels {
       A* x_panel,      // [positions][tiles_per_chunk][x_stride], positions position_stride apart
       A* grad_panel);  // [positions][blocks][tiles_per_chunk][channel_block], likewise
 
-  // Then the items [begin, end) of positions * blocks * row_splits of all terms, over the `count` tiles of the
-  // chunk.
+  // Then the items [begin, end) of positions * blocks * row_splits of all terms, over the `count` tiles of
+  // the chunk.
   void (*gradient_products)(
       int64_t begin, int64_t end, const GradientWork& work, int64_t count, bool accumulate, const A* x_panel,
       const A* grad_panel,
-      A* const* sums);  // of each term [positions][its blocks][taps*its in][channel_block]; with accumulate in
-                        // and out, else out
+      A* const* sums);  // of each term [positions][its blocks][taps*its in][channel_block]; with accumulate
+                        // in and out, else out
 
   // At last the blocks [begin, end) of a term. Notes in not_finite under sample 0.
   void (*gradient_finish)(
@@ -242,9 +243,10 @@ struct ConvolutionKernelSet {
   WithoutSums<T> without_sums;
 };
 
-// The convolution of few pixels by a 1x1 kernel, whose weights are not packed but read where they lie: with the
-// input channels next to each other in memory, or the output channels in their order. For the units [begin, end) of
-// channel_unit output channels each, a multiple of the kernels' channel_block; narrow_from: as in convolve.
+// The convolution of few pixels by a 1x1 kernel, whose weights are not packed but read where they lie: with
+// the input channels next to each other in memory, or the output channels in their order. For the units
+// [begin, end) of channel_unit output channels each, a multiple of the kernels' channel_block; narrow_from:
+// as in convolve.
 template <class T>
 using Pointwise = void (*)(
     int64_t begin, int64_t end, int64_t pixels, int64_t channel_unit, const Input<T>& input,

@@ -175,12 +175,18 @@ inline void panel_row(
 }
 
 template <class T, Scheme kScheme>
-void pack(int64_t begin, int64_t end, const Weights<T>& weights, acc_t<T>* packed) {
+void pack(int64_t begin, int64_t end, const Weights<T>& weights, acc_t<T>* packed, bool past_cache) {
   using A = acc_t<T>;
   constexpr int kMostTaps = kScheme.direct() ? 1 : kScheme.kernel_h * kScheme.kernel_w;
   constexpr int kPositions = kScheme.positions();
   const int64_t kernel_h = weights.kernel_h, kernel_w = weights.kernel_w, taps = kernel_h * kernel_w;
   const int64_t depth = kScheme.direct() ? taps * weights.in : weights.in;
+  const auto put = [&](A* target, Vec<A> value) {
+    if (past_cache)
+      store_past_cache(target, value);
+    else
+      store_vec(target, value);
+  };
   for (int64_t half = 2 * begin; half < 2 * end; ++half) {
     const int64_t block = half / 2, first = half * kLanes<A>;
     for (int p = 0; p < weights.count; ++p) {
@@ -203,8 +209,7 @@ void pack(int64_t begin, int64_t end, const Weights<T>& weights, acc_t<T>* packe
       for (int64_t i = 0; i < part.channels; ++i) {
         if constexpr (kScheme.direct()) {
           for (int64_t tap = 0; tap < taps; ++tap)
-            store_vec(
-                target(0, taps * part.first + tap * part.channels + i),
+            put(target(0, taps * part.first + tap * part.channels + i),
                 gather(i, tap / kernel_w, tap % kernel_w));
         } else {
           using Rows = Transform<kScheme.tile_h, kScheme.kernel_h>;
@@ -216,11 +221,12 @@ void pack(int64_t begin, int64_t end, const Weights<T>& weights, acc_t<T>* packe
           for (int b = 0; b < kKernelW; ++b) Rows::weight(g + b, kKernelW, partial + b, kKernelW);
           for (int a = 0; a < kInputH; ++a) Columns::weight(partial + kKernelW * a, 1, u + kInputW * a, 1);
           for (int position = 0; position < kPositions; ++position)
-            store_vec(target(position, part.first + i), u[position]);
+            put(target(position, part.first + i), u[position]);
         }
       }
     }
   }
+  if (past_cache) stores_done();
 }
 
 // Collects the sums of pixels until there are enough for a call of the epilogue.
@@ -244,8 +250,7 @@ class Sums {
   }
 
   void flush() {
-    if (count_ > 0)
-      epilogue_.apply(epilogue_.arguments, pixels_, count_, channel_, channels_, c_, kBlock<A>);
+    if (count_ > 0) epilogue_.apply(epilogue_.arguments, pixels_, count_, channel_, channels_, c_, kBlock<A>);
     count_ = 0;
   }
 
@@ -271,8 +276,8 @@ class FiniteCheck {
   FloatVec zero_{};
 };
 
-// The products of `count` tiles [positions][tiles_per_block][kBlock], positions `stride` apart, transformed back,
-// to the epilogue.
+// The products of `count` tiles [positions][tiles_per_block][kBlock], positions `stride` apart, transformed
+// back, to the epilogue.
 template <class T, Scheme kScheme>
 void winograd_sums(
     int64_t first_tile, int64_t count, const Work& p, const float* products, int64_t stride, int64_t channel,
@@ -297,8 +302,7 @@ void winograd_sums(
     for (int half = 0; half < halves; ++half) {
       FloatVec m[kPositions], partial[kTileH * kInputW], y[kTileH * kTileW];
       for (int position = 0; position < kPositions; ++position)
-        m[position] =
-            load_vec(products + position * stride + tile * kBlock<float> + half * kLanes<float>);
+        m[position] = load_vec(products + position * stride + tile * kBlock<float> + half * kLanes<float>);
       for (int b = 0; b < kInputW; ++b) Rows::output(m + b, kInputW, partial + b, kInputW);
       for (int a = 0; a < kTileH; ++a) Columns::output(partial + kInputW * a, 1, y + kTileW * a, 1);
       for (int pixel = 0; pixel < kTileH * kTileW; ++pixel) {
@@ -537,7 +541,8 @@ void gradient_finish(
         if (out < 0 || out >= term.out) continue;
         for_lanes<A>(group * taps, [&](int64_t k, auto lanes) {
           store(
-              gradient + (out * term.in + i0) * taps + k, load(by_lane + lane * kGroup * taps + k, lanes), lanes);
+              gradient + (out * term.in + i0) * taps + k, load(by_lane + lane * kGroup * taps + k, lanes),
+              lanes);
         });
       }
     }

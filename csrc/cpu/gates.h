@@ -1,5 +1,5 @@
-// The elementwise half of a ConvGRU on the CPU, as epilogues of its convolutions (convolution.h): raw pointers,
-// no torch, no threads.
+// The elementwise half of a ConvGRU on the CPU, as epilogues of its convolutions (convolution.h): raw
+// pointers, no torch, no threads.
 //
 // Each struct holds the arguments of one epilogue; its comment says what it computes from the sums c. Buffers
 // are channels last: a row is a pixel of one time step, number p = (n*H + row)*W + column. States are never
@@ -83,12 +83,12 @@ struct CudnnStep {
   const T* h;         // [rows][K] previous state
   T* gates;           // [rows][4K] out: r|z|n|q; with keep false r and z alone count
   bool keep;
-  T* state;           // as in Candidate
-  T* output;          // as in Candidate
+  T* state;   // as in Candidate
+  T* output;  // as in Candidate
 };
 
-// Gradient of Candidate: dh = carry + c + grad_output where valid; d_n = dh.z.(1-n^2), d_z = dh.(n-h).z.(1-z),
-// carry <- dh.(1-z). Where not valid: d = 0, carry <- carry + c.
+// Gradient of Candidate: dh = carry + c + grad_output where valid; d_n = dh.z.(1-n^2), d_z =
+// dh.(n-h).z.(1-z), carry <- dh.(1-z). Where not valid: d = 0, carry <- carry + c.
 template <class T>
 struct CandidateBackward {
   int64_t K;

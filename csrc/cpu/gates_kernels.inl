@@ -6,7 +6,8 @@ namespace convgru::cpu::CONVGRU_ISA {
 namespace {
 
 // An epilogue's function from one that works on one pixel: f(arguments, pixel, channel, channels, c).
-template <class T, class Arguments, void (*kPixel)(const Arguments&, int64_t, int64_t, int64_t, const acc_t<T>*)>
+template <
+    class T, class Arguments, void (*kPixel)(const Arguments&, int64_t, int64_t, int64_t, const acc_t<T>*)>
 void apply(
     const void* arguments, const int64_t* pixels, int64_t count, int64_t channel, int64_t channels,
     const acc_t<T>* c, int64_t stride) {
@@ -14,7 +15,8 @@ void apply(
   for (int64_t i = 0; i < count; ++i) kPixel(args, pixels[i], channel, channels, c + i * stride);
 }
 
-template <class T, class Arguments, void (*kPixel)(const Arguments&, int64_t, int64_t, int64_t, const acc_t<T>*)>
+template <
+    class T, class Arguments, void (*kPixel)(const Arguments&, int64_t, int64_t, int64_t, const acc_t<T>*)>
 Epilogue<T> epilogue(const Arguments& arguments) {
   return {apply<T, Arguments, kPixel>, &arguments};
 }
@@ -38,10 +40,9 @@ struct PixelAddends {
 
   PixelAddends(const Addends<T>& addends, int64_t pixel, int64_t channel)
       : bias(addends.bias == nullptr ? nullptr : addends.bias + channel),
-        map(addends.maps == nullptr
-                ? nullptr
-                : addends.maps + pixel / addends.pixels * addends.image_stride +
-                      pixel % addends.pixels * addends.pixel_stride + channel) {}
+        map(addends.maps == nullptr ? nullptr
+                                    : addends.maps + pixel / addends.pixels * addends.image_stride +
+                                          pixel % addends.pixels * addends.pixel_stride + channel) {}
 
   template <class L>
   Vec<acc_t<T>> operator()(Vec<acc_t<T>> c, int64_t k, L lanes) const {
@@ -56,9 +57,8 @@ void input_gates(
     const InputGates<T>& args, int64_t pixel, int64_t channel, int64_t channels, const acc_t<T>* c) {
   const PixelAddends<T> addends(args.addends, pixel, channel);
   T* a = args.a + pixel * 3 * args.K + channel;
-  for_lanes<acc_t<T>>(channels, [&](int64_t k, auto lanes) {
-    store(a + k, addends(load(c + k, lanes), k, lanes), lanes);
-  });
+  for_lanes<acc_t<T>>(
+      channels, [&](int64_t k, auto lanes) { store(a + k, addends(load(c + k, lanes), k, lanes), lanes); });
 }
 
 // `count` channels from `hidden` on of one gate.
@@ -194,8 +194,9 @@ Epilogue<T> cudnn_step_epilogue(const CudnnStep<T>& args) {
 // carry <- carry + c: a step past the sample's length passes the gradient of its state on.
 template <class T>
 void pass_on(int64_t count, const acc_t<T>* c, T* carry) {
-  for_lanes<acc_t<T>>(
-      count, [&](int64_t k, auto lanes) { store(carry + k, load(carry + k, lanes) + load(c + k, lanes), lanes); });
+  for_lanes<acc_t<T>>(count, [&](int64_t k, auto lanes) {
+    store(carry + k, load(carry + k, lanes) + load(c + k, lanes), lanes);
+  });
 }
 
 template <class T>

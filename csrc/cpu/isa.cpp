@@ -5,20 +5,20 @@
 
 namespace convgru::cpu {
 
-#define CONVGRU_DECLARE_KERNELS(isa)                                  \
-  namespace isa {                                                     \
-  extern const GateKernels<float> kFloatGates;                        \
-  extern const GateKernels<double> kDoubleGates;                      \
-  extern const GateKernels<bfloat16> kBFloat16Gates;                  \
-  extern const GateKernels<float16> kFloat16Gates;                    \
-  extern const ConvolutionKernelSet<float> kFloatConvolution;         \
-  extern const ConvolutionKernelSet<double> kDoubleConvolution;       \
-  extern const ConvolutionKernelSet<bfloat16> kBFloat16Convolution;   \
-  extern const ConvolutionKernelSet<float16> kFloat16Convolution;     \
-  extern const Pointwise<float> kFloatPointwise;                      \
-  extern const Pointwise<double> kDoublePointwise;                    \
-  extern const Pointwise<bfloat16> kBFloat16Pointwise;                \
-  extern const Pointwise<float16> kFloat16Pointwise;                  \
+#define CONVGRU_DECLARE_KERNELS(isa)                                \
+  namespace isa {                                                   \
+  extern const GateKernels<float> kFloatGates;                      \
+  extern const GateKernels<double> kDoubleGates;                    \
+  extern const GateKernels<bfloat16> kBFloat16Gates;                \
+  extern const GateKernels<float16> kFloat16Gates;                  \
+  extern const ConvolutionKernelSet<float> kFloatConvolution;       \
+  extern const ConvolutionKernelSet<double> kDoubleConvolution;     \
+  extern const ConvolutionKernelSet<bfloat16> kBFloat16Convolution; \
+  extern const ConvolutionKernelSet<float16> kFloat16Convolution;   \
+  extern const Pointwise<float> kFloatPointwise;                    \
+  extern const Pointwise<double> kDoublePointwise;                  \
+  extern const Pointwise<bfloat16> kBFloat16Pointwise;              \
+  extern const Pointwise<float16> kFloat16Pointwise;                \
   }
 CONVGRU_DECLARE_KERNELS(generic)
 #if defined(__x86_64__)
@@ -37,18 +37,18 @@ CONVGRU_DECLARE_KERNELS(avx512)
 #define CONVGRU_CHOOSE(kernels) return generic::kernels;
 #endif
 
-#define CONVGRU_DEFINE_CHOICE(type, name)                          \
-  template <>                                                      \
-  const GateKernels<type>& gate_kernels() {                        \
-    CONVGRU_CHOOSE(name##Gates)                                    \
-  }                                                                \
-  template <>                                                      \
-  const ConvolutionKernelSet<type>& convolution_kernels() {        \
-    CONVGRU_CHOOSE(name##Convolution)                              \
-  }                                                                \
-  template <>                                                      \
-  Pointwise<type> pointwise_kernel() {                             \
-    CONVGRU_CHOOSE(name##Pointwise)                                \
+#define CONVGRU_DEFINE_CHOICE(type, name)                   \
+  template <>                                               \
+  const GateKernels<type>& gate_kernels() {                 \
+    CONVGRU_CHOOSE(name##Gates)                             \
+  }                                                         \
+  template <>                                               \
+  const ConvolutionKernelSet<type>& convolution_kernels() { \
+    CONVGRU_CHOOSE(name##Convolution)                       \
+  }                                                         \
+  template <>                                               \
+  Pointwise<type> pointwise_kernel() {                      \
+    CONVGRU_CHOOSE(name##Pointwise)                         \
   }
 CONVGRU_DEFINE_CHOICE(float, kFloat)
 CONVGRU_DEFINE_CHOICE(double, kDouble)

@@ -1,5 +1,5 @@
-// Memory formats: between the caller's images (...,C,H,W) and the channels-last memory (...,H,W,C) in which the
-// kernels work.
+// Memory formats: between the caller's images (...,C,H,W) and the channels-last memory (...,H,W,C) in which
+// the kernels work.
 #pragma once
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -68,9 +68,9 @@ struct Image {
   bool channels_last;
 };
 
-// A tensor (...,C,H,W) as a sequence of images, read where they lie; other strides than the two usual ones are
-// copied first. Of a sequence (T,N,C,H,W) with lengths (N,) images past a sample's length are zeros, whatever the
-// caller has there.
+// A tensor (...,C,H,W) as a sequence of images, read where they lie; other strides than the two usual ones
+// are copied first. Of a sequence (T,N,C,H,W) with lengths (N,) images past a sample's length are zeros,
+// whatever the caller has there.
 template <class T>
 class Images {
  public:
@@ -105,23 +105,24 @@ constexpr int64_t kTransposePixels = 512;
 
 // Gathers images into dense channels-last memory (count,pixels,channels).
 template <class T>
-void to_channels_last(
-    const std::vector<Image<T>>& images, int64_t channels, int64_t pixels, T* target) {
+void to_channels_last(const std::vector<Image<T>>& images, int64_t channels, int64_t pixels, T* target) {
   const int64_t pieces = (pixels + kTransposePixels - 1) / kTransposePixels;
   const int64_t count = static_cast<int64_t>(images.size());
-  parallel_rows(count * pieces, channels * std::min(pixels, kTransposePixels), [&](int64_t begin, int64_t end) {
-    for (int64_t item = begin; item < end; ++item) {
-      const Image<T>& image = images[item / pieces];
-      const int64_t first = item % pieces * kTransposePixels, some = std::min(kTransposePixels, pixels - first);
-      T* piece = target + (item / pieces * pixels + first) * channels;
-      if (image.data == nullptr)
-        memset(static_cast<void*>(piece), 0, some * channels * sizeof(T));
-      else if (image.channels_last)
-        memcpy(static_cast<void*>(piece), image.data + first * channels, some * channels * sizeof(T));
-      else
-        gate_kernels<T>().transpose(channels, some, image.data + first, pixels, piece, channels);
-    }
-  });
+  parallel_rows(
+      count * pieces, channels * std::min(pixels, kTransposePixels), [&](int64_t begin, int64_t end) {
+        for (int64_t item = begin; item < end; ++item) {
+          const Image<T>& image = images[item / pieces];
+          const int64_t first = item % pieces * kTransposePixels,
+                        some = std::min(kTransposePixels, pixels - first);
+          T* piece = target + (item / pieces * pixels + first) * channels;
+          if (image.data == nullptr)
+            memset(static_cast<void*>(piece), 0, some * channels * sizeof(T));
+          else if (image.channels_last)
+            memcpy(static_cast<void*>(piece), image.data + first * channels, some * channels * sizeof(T));
+          else
+            gate_kernels<T>().transpose(channels, some, image.data + first, pixels, piece, channels);
+        }
+      });
 }
 
 template <class T>
@@ -141,22 +142,23 @@ void from_channels_last(
     const T* memory, int64_t stride, int64_t count, int64_t channels, int64_t pixels, bool channels_last,
     T* target) {
   const int64_t pieces = (pixels + kTransposePixels - 1) / kTransposePixels;
-  parallel_rows(count * pieces, channels * std::min(pixels, kTransposePixels), [&](int64_t begin, int64_t end) {
-    for (int64_t item = begin; item < end; ++item) {
-      const int64_t image = item / pieces, first = item % pieces * kTransposePixels;
-      const int64_t some = std::min(kTransposePixels, pixels - first);
-      const T* piece = memory + (image * pixels + first) * stride;
-      T* target_image = target + image * pixels * channels;
-      if (!channels_last) {
-        gate_kernels<T>().transpose(some, channels, piece, stride, target_image + first, pixels);
-        continue;
-      }
-      for (int64_t pixel = 0; pixel < some; ++pixel)
-        memcpy(
-            static_cast<void*>(target_image + (first + pixel) * channels), piece + pixel * stride,
-            channels * sizeof(T));
-    }
-  });
+  parallel_rows(
+      count * pieces, channels * std::min(pixels, kTransposePixels), [&](int64_t begin, int64_t end) {
+        for (int64_t item = begin; item < end; ++item) {
+          const int64_t image = item / pieces, first = item % pieces * kTransposePixels;
+          const int64_t some = std::min(kTransposePixels, pixels - first);
+          const T* piece = memory + (image * pixels + first) * stride;
+          T* target_image = target + image * pixels * channels;
+          if (!channels_last) {
+            gate_kernels<T>().transpose(some, channels, piece, stride, target_image + first, pixels);
+            continue;
+          }
+          for (int64_t pixel = 0; pixel < some; ++pixel)
+            memcpy(
+                static_cast<void*>(target_image + (first + pixel) * channels), piece + pixel * stride,
+                channels * sizeof(T));
+        }
+      });
 }
 
 }  // namespace convgru::cpu

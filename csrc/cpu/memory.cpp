@@ -16,8 +16,8 @@ constexpr size_t kLine = 64;
 
 #if !defined(__SANITIZE_ADDRESS__)
 constexpr size_t kHugePage = size_t(2) << 20;
-// From here on memory is worth a huge page: besides the faults it saves, its addresses in the second-level cache
-// are then not left to chance, which makes up to a quarter of the time.
+// From here on memory is worth a huge page: besides the faults it saves, its addresses in the second-level
+// cache are then not left to chance, which makes up to a quarter of the time.
 constexpr size_t kLarge = size_t(256) << 10;
 
 struct Block {

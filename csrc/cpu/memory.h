@@ -1,6 +1,6 @@
-// Memory for the kernels: aligned, in huge pages where it is large, and kept by the calling thread for its next
-// call. Memory fresh from the system costs a page fault for every 4 KiB, which is up to a fifth of the time of a
-// call.
+// Memory for the kernels: aligned, in huge pages where it is large, and kept by the calling thread for its
+// next call. Memory fresh from the system costs a page fault for every 4 KiB, which is up to a fifth of the
+// time of a call.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -9,7 +9,7 @@
 namespace convgru::cpu {
 
 // At most so much is kept by a thread between calls.
-constexpr size_t kMostKeptBytes = size_t(128) << 20;
+constexpr size_t kMostKeptBytes = size_t(256) << 20;
 
 // Uninitialised memory, aligned to a cache line at least. Throws std::bad_alloc.
 void* allocate(size_t bytes);
@@ -24,8 +24,7 @@ template <class T>
 class Buffer {
  public:
   Buffer() = default;
-  explicit Buffer(int64_t count)
-      : bytes_(count * sizeof(T)), data_(static_cast<T*>(take_memory(bytes_))) {}
+  explicit Buffer(int64_t count) : bytes_(count * sizeof(T)), data_(static_cast<T*>(take_memory(bytes_))) {}
   Buffer(Buffer&& other) noexcept
       : bytes_(std::exchange(other.bytes_, 0)), data_(std::exchange(other.data_, nullptr)) {}
   Buffer& operator=(Buffer&& other) noexcept {

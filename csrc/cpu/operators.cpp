@@ -147,8 +147,8 @@ Optional sample_of(const Optional& tensor, int64_t axis, int64_t n) {
   return tensor.has_value() ? Optional(sample_of(*tensor, axis, n)) : std::nullopt;
 }
 
-// forward, the samples that are not finite once more by the direct sum: that has infinities and NaNs only where
-// they belong, and the other samples must not notice.
+// forward, the samples that are not finite once more by the direct sum: that has infinities and NaNs only
+// where they belong, and the other samples must not notice.
 template <class T>
 std::tuple<Tensor, Tensor> forward_finite(const Arguments& arguments, const Problem& p, bool save_gates) {
   std::tuple<Tensor, Tensor> result;
@@ -172,12 +172,12 @@ std::tuple<Tensor, Tensor> forward_finite(const Arguments& arguments, const Prob
   return result;
 }
 
-// backward; all of it once more by the direct sum if a sample is not finite, for the weight gradients are sums over
-// all samples.
+// backward; all of it once more by the direct sum if a sample is not finite, for the weight gradients are
+// sums over all samples.
 template <class T>
 Gradients backward_finite(
-    const Tensor& grad_output, const Arguments& arguments, const Tensor& output, const Tensor& gates, Problem p,
-    const std::vector<bool>& wanted) {
+    const Tensor& grad_output, const Arguments& arguments, const Tensor& output, const Tensor& gates,
+    Problem p, const std::vector<bool>& wanted) {
   Gradients result;
   const auto run = [&](const Problem& q) {
     result = backward<T>(grad_output, arguments, output, gates, q, wanted);
@@ -202,8 +202,14 @@ std::tuple<Arguments, Problem> prepare(
   check_bias("bias_ih", bias_ih, weight_hh);
   check_bias("bias_hh", bias_hh, weight_hh);
   const Arguments arguments{
-      input, hx, dense_weight(weight_ih), dense_weight(weight_hh), contiguous(bias_ih), contiguous(bias_hh),
-      gate_bias, contiguous(lengths)};
+      input,
+      hx,
+      dense_weight(weight_ih),
+      dense_weight(weight_hh),
+      contiguous(bias_ih),
+      contiguous(bias_hh),
+      gate_bias,
+      contiguous(lengths)};
   return {arguments, describe(arguments, variant, reverse, fast)};
 }
 
@@ -211,8 +217,8 @@ std::tuple<Tensor, Tensor> conv_gru(
     const Optional input, const Optional hx, const Optional weight_ih, const Tensor weight_hh,
     const Optional bias_ih, const Optional bias_hh, const Optional gate_bias, const Optional lengths,
     const std::string variant, bool reverse, bool fast, bool save_gates) {
-  const auto [arguments, p] = prepare(
-      input, hx, weight_ih, weight_hh, bias_ih, bias_hh, gate_bias, lengths, variant, reverse, fast);
+  const auto [arguments, p] =
+      prepare(input, hx, weight_ih, weight_hh, bias_ih, bias_hh, gate_bias, lengths, variant, reverse, fast);
   return dispatch(weight_hh.scalar_type(), [&, &arguments = arguments, &p = p](auto zero) {
     return forward_finite<decltype(zero)>(arguments, p, save_gates);
   });
@@ -229,8 +235,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> conv_gru_back
   STD_TORCH_CHECK(
       output_mask.size() == kNumDifferentiable, "output_mask: expected ", kNumDifferentiable, " values, got ",
       output_mask.size());
-  const auto [arguments, p] = prepare(
-      input, hx, weight_ih, weight_hh, bias_ih, bias_hh, gate_bias, lengths, variant, reverse, fast);
+  const auto [arguments, p] =
+      prepare(input, hx, weight_ih, weight_hh, bias_ih, bias_hh, gate_bias, lengths, variant, reverse, fast);
   for (const auto& [name, images] : {std::pair("grad_output", grad_output), std::pair("output", output)})
     STD_TORCH_CHECK(
         images.dim() == 5 && images.numel() == p.T * p.state_size(), name, ": expected (", p.T, ",", p.N, ",",

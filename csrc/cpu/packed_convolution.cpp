@@ -42,7 +42,8 @@ PackedConvolution<T>::PackedConvolution(
 
 template <class T>
 Weights<T> PackedConvolution<T>::weights() const {
-  Weights<T> weights{{}, static_cast<int>(parts_.size()), shape_.out, shape_.in, shape_.kernel_h, shape_.kernel_w};
+  Weights<T> weights{
+      {}, static_cast<int>(parts_.size()), shape_.out, shape_.in, shape_.kernel_h, shape_.kernel_w};
   for (size_t p = 0; p < parts_.size(); ++p) {
     weights.parts[p] = parts_[p].weights;
     weights.parts[p].outs = parts_[p].outs.data();
@@ -64,8 +65,8 @@ void PackedConvolution<T>::run(int64_t batch, const Input<T>& input, const Epilo
     });
     return;
   }
-  const Work work = plan_work(
-      kernels_->scheme, shape, sizeof(acc_t<T>), torch::stable::get_num_threads(), channel_unit_);
+  const Work work =
+      plan_work(kernels_->scheme, shape, sizeof(acc_t<T>), torch::stable::get_num_threads(), channel_unit_);
   torch::stable::parallel_for(0, work.items(kernels_->scheme), 1, [&](int64_t begin, int64_t end) {
     kernels_->convolve(
         begin, end, work, input, shape.out, narrow_from_, packed_.get(), epilogue, mode_.not_finite);
@@ -87,7 +88,12 @@ template <class T>
 PackedConvolution<T> PackedConvolution<T>::forward(
     const WeightRows& rows, const ConvolutionShape& extents, const Mode& mode) {
   return {
-      {part_of(rows, range(rows.first, rows.count), 0)}, rows.weight.size(1), rows.count, rows.count, 0, extents,
+      {part_of(rows, range(rows.first, rows.count), 0)},
+      rows.weight.size(1),
+      rows.count,
+      rows.count,
+      0,
+      extents,
       mode};
 }
 
@@ -116,7 +122,8 @@ PackedConvolution<T> PackedConvolution<T>::cudnn(
     const CudnnChannel place = cudnn_channel(channel, K);
     outs[channel] = static_cast<int32_t>(place.gate * K + place.hidden);
   }
-  return {{part_of({weight_hh, 0, 3 * K}, std::move(outs), 0)}, K, 3 * K, 3 * K, 3 * kCudnnGroup, extents, mode};
+  return {
+      {part_of({weight_hh, 0, 3 * K}, std::move(outs), 0)}, K, 3 * K, 3 * K, 3 * kCudnnGroup, extents, mode};
 }
 
 template <class T>
@@ -127,7 +134,8 @@ PackedConvolution<T> PackedConvolution<T>::transposed(
   for (const WeightRows& some : rows) {
     Part part = part_of(some, range(0, some.weight.size(1)), in);
     WeightPart<T>& w = part.weights;
-    w.data = part.memory.data + (extents.kernel_h - 1) * w.row_stride + (extents.kernel_w - 1) * w.column_stride;
+    w.data =
+        part.memory.data + (extents.kernel_h - 1) * w.row_stride + (extents.kernel_w - 1) * w.column_stride;
     std::swap(w.out_stride, w.in_stride);
     w.row_stride = -w.row_stride;
     w.column_stride = -w.column_stride;
@@ -152,18 +160,20 @@ WeightGradients<T>::WeightGradients(
   kernels_ = find_kernels<T>(
       choose_algorithm(shape, mode.numerics, /*weight_gradient=*/true), shape.kernel_h, shape.kernel_w);
   const Scheme& scheme = kernels_->scheme;
-  work_ = {shape.batch, shape.height, shape.width, shape.kernel_h, shape.kernel_w, shape.in, out, 1, false, {}, 0};
+  work_ = {
+      shape.batch, shape.height, shape.width, shape.kernel_h, shape.kernel_w, shape.in, out, 1, false, {}, 0};
   for (const int64_t count : channels) work_.ragged |= count % (64 / sizeof(A)) != 0;
   for (const Term& term : terms)
-    work_.terms[work_.term_count++] = {first[term.source], channels[term.source], term.first_out, term.out, 1};
+    work_.terms[work_.term_count++] = {
+        first[term.source], channels[term.source], term.first_out, term.out, 1};
   const int64_t block = kernels_->channel_block;
   plan_gradient(scheme, sizeof(A), block, torch::stable::get_num_threads(), work_);
   const int64_t positions = scheme.positions(), tiles = work_.tiles_per_chunk, taps = work_.taps(scheme);
   x_panel_ = Buffer<A>(positions * position_stride<A>(tiles * work_.x_stride<A>(scheme)));
   grad_panel_ = Buffer<A>(positions * position_stride<A>(kernels_->blocks(out) * tiles * block));
   for (int t = 0; t < work_.term_count; ++t)
-    sums_[t] = Buffer<A>(
-        positions * blocks_of(work_.terms[t], block).count * block * taps * work_.terms[t].in);
+    sums_[t] =
+        Buffer<A>(positions * blocks_of(work_.terms[t], block).count * block * taps * work_.terms[t].in);
 }
 
 template <class T>
@@ -177,7 +187,8 @@ void WeightGradients<T>::add(int64_t batch, const std::vector<Source<T>>& source
   for (int t = 0; t < work.term_count; ++t) {
     const GradientTerm& term = work.terms[t];
     sums[t] = sums_[t].get();
-    products += kernels_->scheme.positions() * blocks_of(term, kernels_->channel_block).count * term.row_splits;
+    products +=
+        kernels_->scheme.positions() * blocks_of(term, kernels_->channel_block).count * term.row_splits;
   }
   const int64_t tiles = work.tiles(kernels_->scheme);
   for (int64_t first = 0; first < tiles; first += work.tiles_per_chunk) {
@@ -186,8 +197,7 @@ void WeightGradients<T>::add(int64_t batch, const std::vector<Source<T>>& source
       kernels_->gradient_panels(begin, end, work, first, x, grad, x_panel_.get(), grad_panel_.get());
     });
     torch::stable::parallel_for(0, products, 1, [&](int64_t begin, int64_t end) {
-      kernels_->gradient_products(
-          begin, end, work, count, started_, x_panel_.get(), grad_panel_.get(), sums);
+      kernels_->gradient_products(begin, end, work, count, started_, x_panel_.get(), grad_panel_.get(), sums);
     });
     started_ = true;
   }
@@ -213,9 +223,9 @@ const ConvolutionKernels<T>* find_kernels(Algorithm algorithm, int64_t kernel_h,
   return &set.direct;
 }
 
-#define CONVGRU_INSTANTIATE(T)                                                                      \
-  template class PackedConvolution<T>;                                                              \
-  template class WeightGradients<T>;                                                                \
+#define CONVGRU_INSTANTIATE(T)         \
+  template class PackedConvolution<T>; \
+  template class WeightGradients<T>;   \
   template const ConvolutionKernels<T>* find_kernels(Algorithm, int64_t, int64_t);
 CONVGRU_INSTANTIATE(float)
 CONVGRU_INSTANTIATE(double)

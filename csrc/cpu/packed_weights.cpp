@@ -15,7 +15,8 @@ namespace convgru::cpu {
 namespace {
 
 constexpr size_t kMostBytes = size_t(256) << 20;
-constexpr int64_t kCompareBytes = 64 << 10;  // of weights that a thread compares at a time
+constexpr size_t kLargeBytes = size_t(8) << 20;  // of packed weights that do not stay in the caches
+constexpr int64_t kCompareBytes = 64 << 10;      // of weights that a thread compares at a time
 
 // What a packed array was made from, apart from the values.
 template <class T>
@@ -40,10 +41,13 @@ Key<T> make_key(const ConvolutionKernels<T>& kernels, const Weights<T>& weights)
 }
 
 template <class T>
+using Packed = std::shared_ptr<acc_t<T>[]>;
+
+template <class T>
 struct Entry {
   Key<T> key;
   std::vector<char> values;  // a copy of the memory that the packed weights were made from
-  std::shared_ptr<const acc_t<T>[]> packed;
+  Packed<T> packed;
   size_t bytes;
 };
 
@@ -72,14 +76,20 @@ bool same_values(const WeightMemory<T> (&memory)[kMostSources], int count, const
 }
 
 template <class T>
-std::shared_ptr<const acc_t<T>[]> pack(
-    const ConvolutionKernels<T>& kernels, const Weights<T>& weights, int64_t size) {
-  const std::shared_ptr<acc_t<T>[]> packed(
-      static_cast<acc_t<T>*>(allocate(size * sizeof(acc_t<T>))), deallocate);
+void pack(const ConvolutionKernels<T>& kernels, const Weights<T>& weights, int64_t size, acc_t<T>* packed) {
+  const bool past_cache = size * sizeof(acc_t<T>) > kLargeBytes;
   torch::stable::parallel_for(0, kernels.blocks(weights.out), 1, [&](int64_t begin, int64_t end) {
-    kernels.pack(begin, end, weights, packed.get());
+    kernels.pack(begin, end, weights, packed, past_cache);
   });
-  return packed;
+}
+
+template <class T>
+void copy_values(const WeightMemory<T> (&memory)[kMostSources], int count, std::vector<char>& values) {
+  values.clear();
+  for (int p = 0; p < count; ++p) {
+    const auto* now = reinterpret_cast<const char*>(memory[p].data);
+    values.insert(values.end(), now, now + memory[p].size * sizeof(T));
+  }
 }
 
 }  // namespace
@@ -90,29 +100,28 @@ std::shared_ptr<const acc_t<T>[]> packed_weights(
     const WeightMemory<T> (&memory)[kMostSources]) {
   const int64_t taps = kernels.scheme.direct() ? weights.kernel_h * weights.kernel_w : 1;
   const int64_t size = kernels.packed_size(taps * weights.in, weights.out);
-  Key<T> key = make_key(kernels, weights);
-  {
-    const std::lock_guard<std::mutex> lock(mutex);
-    std::list<Entry<T>>& list = entries<T>();
-    const auto entry =
-        std::find_if(list.begin(), list.end(), [&](const Entry<T>& e) { return e.key == key; });
-    if (entry != list.end()) {
-      if (same_values(memory, weights.count, entry->values)) {
-        list.splice(list.begin(), list, entry);
-        return entry->packed;
-      }
-      list.erase(entry);
-    }
-  }
-  Entry<T> entry{std::move(key), {}, pack(kernels, weights, size), size * sizeof(acc_t<T>)};
-  for (int p = 0; p < weights.count; ++p) {
-    const auto* values = reinterpret_cast<const char*>(memory[p].data);
-    entry.values.insert(entry.values.end(), values, values + memory[p].size * sizeof(T));
-  }
-  entry.bytes += entry.values.size();
-  const auto packed = entry.packed;
+  Entry<T> entry{make_key(kernels, weights), {}, nullptr, 0};
+
   const std::lock_guard<std::mutex> lock(mutex);
   std::list<Entry<T>>& list = entries<T>();
+  const auto found =
+      std::find_if(list.begin(), list.end(), [&](const Entry<T>& e) { return e.key == entry.key; });
+  if (found != list.end()) {
+    if (same_values(memory, weights.count, found->values)) {
+      list.splice(list.begin(), list, found);
+      return found->packed;
+    }
+    entry = std::move(*found);
+    list.erase(found);
+  }
+  // New values for the same weight go where the old ones were, unless another call is reading those.
+  if (entry.packed == nullptr || entry.packed.use_count() > 1)
+    entry.packed = Packed<T>(static_cast<acc_t<T>*>(allocate(size * sizeof(acc_t<T>))), deallocate);
+  pack(kernels, weights, size, entry.packed.get());
+  copy_values(memory, weights.count, entry.values);
+  entry.bytes = entry.values.size() + size * sizeof(acc_t<T>);
+
+  const Packed<T> packed = entry.packed;
   list.push_front(std::move(entry));
   size_t bytes = 0;
   for (auto it = list.begin(); it != list.end();) {
@@ -122,9 +131,9 @@ std::shared_ptr<const acc_t<T>[]> packed_weights(
   return packed;
 }
 
-#define CONVGRU_INSTANTIATE(T)                                                                 \
-  template std::shared_ptr<const acc_t<T>[]> packed_weights(                                   \
-      const ConvolutionKernels<T>&, const Weights<T>&, const WeightMemory<T> (&)[kMostSources]);
+#define CONVGRU_INSTANTIATE(T)                               \
+  template std::shared_ptr<const acc_t<T>[]> packed_weights( \
+      const ConvolutionKernels<T>&, const Weights<T>&, const WeightMemory<T>(&)[kMostSources]);
 CONVGRU_INSTANTIATE(float)
 CONVGRU_INSTANTIATE(double)
 CONVGRU_INSTANTIATE(bfloat16)

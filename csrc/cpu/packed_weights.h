@@ -16,9 +16,9 @@ struct WeightMemory {
 };
 
 // The weights of a convolution, packed for its kernels. They are packed once and kept: a loop that calls the
-// cell step by step would spend as long on its weights as on the convolution. What is kept is compared bit for
-// bit with the weights of the call, so it cannot be stale. At most 256 MiB are kept in a process, the least
-// recently used go first. memory: of each part of the weights.
+// cell step by step would spend as long on its weights as on the convolution. What is kept is compared bit
+// for bit with the weights of the call, so it cannot be stale. At most 256 MiB are kept in a process for each
+// type, the least recently used go first. memory: of each part of the weights.
 template <class T>
 std::shared_ptr<const acc_t<T>[]> packed_weights(
     const ConvolutionKernels<T>& kernels, const Weights<T>& weights,

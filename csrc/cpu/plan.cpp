@@ -15,27 +15,29 @@ constexpr Algorithm kAlgorithms[] = {Algorithm::kDirect, Algorithm::kWinograd2, 
 constexpr int64_t kPanelBytes = 400 << 10;
 // Of the third-level cache, for the panels of a chunk of a weight gradient.
 constexpr int64_t kGradientPanelBytes = 4 << 20;
-// Rows of such a panel that are multiplied with all output channels one after the other, so that they stay in the
-// second-level cache.
+// Rows of such a panel that are multiplied with all output channels one after the other, so that they stay in
+// the second-level cache.
 constexpr int64_t kGradientRows = 112;
-// Below so many tiles a product reads its weights more often than it is worth, even if the panel does not fit.
+// Below so many tiles a product reads its weights more often than it is worth, even if the panel does not
+// fit.
 constexpr int64_t kFewestTiles = 42;
 // With fewer tiles for each thread the output channels are divided among the threads instead.
 constexpr int64_t kSplitTiles = 14;
 // A packed weight is used about as often as there are pixels; packing it costs as much as some tens of uses.
 constexpr int64_t kInPlacePixels = 128;
-// The buffers of the steps that are worked on together are to stay in cache, but the packed weights of the input,
-// which have to be read once for them, must not be more than they are.
+// The buffers of the steps that are worked on together are to stay in cache, but the packed weights of the
+// input, which have to be read once for them, must not be more than they are.
 constexpr int64_t kChunkBytes = 2 << 20;
 constexpr int64_t kPackedBytes = 16;  // of a weight, in Winograd's transformed form
 // Multiply-adds below which a second thread does not pay for being woken.
 constexpr int64_t kSerialWork = 100000;
 
-// What a convolution costs, in multiply-adds of the products; fitted to what benchmarks/cpu_algorithms.py measures.
+// What a convolution costs, in multiply-adds of the products; fitted to what benchmarks/cpu_algorithms.py
+// measures.
 constexpr double kTransformCost = 2.5;  // for every element of a panel and of the products
-constexpr double kWeightCost = 8;  // to bring an element of the packed weights from beyond the second-level cache;
-                                   // three times for the sums of a weight gradient, which come and go and are
-                                   // transformed
+constexpr double kWeightCost = 8;  // to bring an element of the packed weights from beyond the second-level
+                                   // cache; three times for the sums of a weight gradient, which come and go
+                                   // and are transformed
 
 double cost(Algorithm algorithm, const ConvolutionShape& s, bool weight_gradient) {
   const Scheme scheme = scheme_of(algorithm, s.kernel_h, s.kernel_w);
@@ -143,8 +145,8 @@ void plan_gradient(
   for (GradientTerm* term = work.terms; term != work.terms + work.term_count; ++term) {
     const int64_t products = scheme.positions() * blocks_of(*term, channel_block).count;
     const int64_t rows = taps * term->in, for_threads = (4 * threads + products - 1) / products;
-    term->row_splits =
-        std::clamp<int64_t>(std::max((rows + kGradientRows - 1) / kGradientRows, for_threads), 1, (rows + 13) / 14);
+    term->row_splits = std::clamp<int64_t>(
+        std::max((rows + kGradientRows - 1) / kGradientRows, for_threads), 1, (rows + 13) / 14);
   }
 }
 
@@ -167,9 +169,15 @@ std::vector<PlannedConvolution> planned_convolutions(
   std::vector<PlannedConvolution> list;
   const RecurrencePlan plan = plan_recurrence(s);
   const int64_t accumulate = numerics.double_precision ? 8 : 4;
-  const auto add = [&](const char* name, bool of_input, int64_t steps, int64_t in, int64_t out, int64_t times) {
+  const auto add = [&](const char* name, bool of_input, int64_t steps, int64_t in, int64_t out,
+                       int64_t times) {
     const ConvolutionShape shape{
-        steps * s.N, s.H, s.W, in, out, of_input ? s.input_kernel_h : s.hidden_kernel_h,
+        steps * s.N,
+        s.H,
+        s.W,
+        in,
+        out,
+        of_input ? s.input_kernel_h : s.hidden_kernel_h,
         of_input ? s.input_kernel_w : s.hidden_kernel_w};
     const Algorithm algorithm = choose_algorithm(shape, numerics, false);
     const Scheme scheme = scheme_of(algorithm, shape.kernel_h, shape.kernel_w);
@@ -178,17 +186,18 @@ std::vector<PlannedConvolution> planned_convolutions(
         {name, shape, times, algorithm, work.tiles(scheme), work.tiles_per_block, work.items(scheme)});
   };
   const auto add_gradient = [&](const char* name, bool of_input, int64_t in, int64_t out, int64_t times) {
-    GradientWork work{plan.backward_steps * s.N,
-                      s.H,
-                      s.W,
-                      of_input ? s.input_kernel_h : s.hidden_kernel_h,
-                      of_input ? s.input_kernel_w : s.hidden_kernel_w,
-                      in,
-                      out,
-                      1,
-                      false,
-                      {{0, in, 0, out, 1}},
-                      1};
+    GradientWork work{
+        plan.backward_steps * s.N,
+        s.H,
+        s.W,
+        of_input ? s.input_kernel_h : s.hidden_kernel_h,
+        of_input ? s.input_kernel_w : s.hidden_kernel_w,
+        in,
+        out,
+        1,
+        false,
+        {{0, in, 0, out, 1}},
+        1};
     const ConvolutionShape shape{work.batch, s.H, s.W, in, out, work.kernel_h, work.kernel_w};
     const Algorithm algorithm = choose_algorithm(shape, numerics, true);
     const Scheme scheme = scheme_of(algorithm, work.kernel_h, work.kernel_w);

@@ -22,8 +22,8 @@ struct Numerics {
 };
 
 // The algorithm for a convolution or, with weight_gradient, for its weight gradient. The environment variable
-// CONVGRU_FUSED_CPU_ALGORITHM ("direct", "winograd2", "winograd4") forces one wherever it exists, except under
-// only_direct. Throws std::runtime_error for another value.
+// CONVGRU_FUSED_CPU_ALGORITHM ("direct", "winograd2", "winograd4") forces one wherever it exists, except
+// under only_direct. Throws std::runtime_error for another value.
 Algorithm choose_algorithm(const ConvolutionShape& shape, Numerics numerics, bool weight_gradient);
 
 const char* algorithm_name(Algorithm algorithm);
@@ -58,7 +58,7 @@ struct RecurrenceShape {
 // How the recurrence goes through time.
 struct RecurrencePlan {
   int64_t forward_steps, backward_steps;  // worked on together: W*x, and what follows the backward recurrence
-  bool joined;  // step by step, W*x and U*h added before they leave the registers
+  bool joined;                            // step by step, W*x and U*h added before they leave the registers
 };
 RecurrencePlan plan_recurrence(const RecurrenceShape& shape);
 

@@ -1,5 +1,5 @@
-// Convolutions by 1x1 kernels of few pixels: matrix products that read the weights where they lie, once. To pack them
-// would take longer than to use them. In the namespace CONVGRU_ISA.
+// Convolutions by 1x1 kernels of few pixels: matrix products that read the weights where they lie, once. To
+// pack them would take longer than to use them. In the namespace CONVGRU_ISA.
 #include "convolution_kernels.inl"
 
 namespace convgru::cpu::CONVGRU_ISA {
@@ -46,10 +46,12 @@ void dot_product_rows(
   }
 }
 
-// c [kRows][kBlock] += x [kRows][depth] times w [depth][kBlock], rows w_stride apart, of which `channels` count.
+// c [kRows][kBlock] += x [kRows][depth] times w [depth][kBlock], rows w_stride apart, of which `channels`
+// count.
 template <int kRows, class T>
 inline void outer_products(
-    const T* x, int64_t x_stride, const T* w, int64_t w_stride, int64_t channels, int64_t depth, acc_t<T>* c) {
+    const T* x, int64_t x_stride, const T* w, int64_t w_stride, int64_t channels, int64_t depth,
+    acc_t<T>* c) {
   using A = acc_t<T>;
   Vec<A> sum[kRows][2];
 #pragma GCC unroll 16
@@ -159,11 +161,10 @@ void pointwise(
   for (int64_t i = 0; i < size; ++i) sums[i] = A(0);
   // Blocks of which some channels are narrow have zeros for the others, which are none of their outs.
   for (int s = 0; s < input.count; ++s) {
-    const int64_t last = s == 0 || narrow_from == weights.out
-                             ? end_block
-                             : (narrow_from + kBlock<A> - 1) / kBlock<A> < end_block
-                                   ? (narrow_from + kBlock<A> - 1) / kBlock<A>
-                                   : end_block;
+    const int64_t last = s == 0 || narrow_from == weights.out ? end_block
+                         : (narrow_from + kBlock<A> - 1) / kBlock<A> < end_block
+                             ? (narrow_from + kBlock<A> - 1) / kBlock<A>
+                             : end_block;
     add_source(input.sources[s], weights.parts[s], pixels, first_block, last, weights.out, sums);
   }
   for (int64_t block = first_block; block < end_block; ++block) {

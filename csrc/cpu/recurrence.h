@@ -1,5 +1,5 @@
-// The recurrence on the CPU: what forward and backward share. Inside, everything is channels last: a buffer of
-// some time steps is (steps,N,H,W,channels).
+// The recurrence on the CPU: what forward and backward share. Inside, everything is channels last: a buffer
+// of some time steps is (steps,N,H,W,channels).
 #pragma once
 #include <array>
 #include <optional>
@@ -39,16 +39,17 @@ struct Problem {
   }
 };
 
-// The tensor arguments of the operators, checked; the weights' memory is dense, biases and lengths contiguous.
+// The tensor arguments of the operators, checked; the weights' memory is dense, biases and lengths
+// contiguous.
 struct Arguments {
-  Optional input;       // (T,N,C,H,W)
-  Optional hx;          // (N,K,H,W)
-  Optional weight_ih;   // (3K,C,kh,kw)
-  Tensor weight_hh;     // (3K,K,kh,kw)
-  Optional bias_ih;     // (3K,)
-  Optional bias_hh;     // (3K,)
-  Optional gate_bias;   // (T,N,3K,H,W) or (T,N,3K,1,1)
-  Optional lengths;     // (N,)
+  Optional input;      // (T,N,C,H,W)
+  Optional hx;         // (N,K,H,W)
+  Optional weight_ih;  // (3K,C,kh,kw)
+  Tensor weight_hh;    // (3K,K,kh,kw)
+  Optional bias_ih;    // (3K,)
+  Optional bias_hh;    // (3K,)
+  Optional gate_bias;  // (T,N,3K,H,W) or (T,N,3K,1,1)
+  Optional lengths;    // (N,)
 };
 constexpr int kNumDifferentiable = 7;  // the arguments before lengths
 using Gradients = std::array<Tensor, kNumDifferentiable>;
@@ -58,8 +59,8 @@ using Gradients = std::array<Tensor, kNumDifferentiable>;
 template <class T>
 std::tuple<Tensor, Tensor> forward(const Arguments& arguments, const Problem& p, bool save_gates);
 
-// The gradients of the arguments that are wanted, (0,) of the others, from what forward returned; gates may be
-// (0,), then they are computed again.
+// The gradients of the arguments that are wanted, (0,) of the others, from what forward returned; gates may
+// be (0,), then they are computed again.
 template <class T>
 Gradients backward(
     const Tensor& grad_output, const Arguments& arguments, const Tensor& output, const Tensor& gates,

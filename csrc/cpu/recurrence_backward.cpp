@@ -49,8 +49,8 @@ class Recomputation {
     if (p_.cudnn) {
       outside_.run(chunk.first, chunk.steps, scratch_.get());
       const CudnnStep<T> step{
-          K,    valid, scratch_.get(), b_.empty() ? nullptr : b_.data() + 2 * K, chunk.previous, gates, true,
-          nullptr, nullptr};
+          K,    valid,   scratch_.get(), b_.empty() ? nullptr : b_.data() + 2 * K, chunk.previous, gates,
+          true, nullptr, nullptr};
       first_->run(images, h, kernels.gates.cudnn_step(step));
       return gates;
     }
@@ -106,8 +106,8 @@ class Carry {
   int64_t in_chunk(const Chunk<T>& chunk, int64_t i) const { return (p_.time(i) - chunk.first) * p_.rows(); }
 
   // What the step after i adds to the gradient of its state is the sum of a convolution, so step i begins in
-  // that convolution's epilogue. Across chunks, whose buffers are not there at the same time, the sum is added
-  // to the carry.
+  // that convolution's epilogue. Across chunks, whose buffers are not there at the same time, the sum is
+  // added to the carry.
   void begin_step(const Chunk<T>& chunk, int64_t i, const Epilogue<T>& epilogue) {
     if (i == chunk.end - 1)
       kernels_.run_without_sums(p_.rows(), p_.K, epilogue);
@@ -142,13 +142,14 @@ class Carry {
   void cudnn_step(const Chunk<T>& chunk, int64_t i) {
     const int64_t K = p_.K, row = in_chunk(chunk, i);
     T* d = chunk.d + row * width_;
-    const CudnnStepBackward<T> args{K,
-                                    p_.valid(p_.time(i)),
-                                    chunk.grad_output + row * K,
-                                    chunk.gates + row * width_,
-                                    chunk.previous + row * K,
-                                    carry_.get(),
-                                    d};
+    const CudnnStepBackward<T> args{
+        K,
+        p_.valid(p_.time(i)),
+        chunk.grad_output + row * K,
+        chunk.gates + row * width_,
+        chunk.previous + row * K,
+        carry_.get(),
+        d};
     begin_step(chunk, i, kernels_.gates.cudnn_step_backward(args));
     end_step(chunk, i, {{{d, 2 * K, width_}, {d + 3 * K, K, width_}}, 2});
   }
@@ -181,8 +182,7 @@ class Collection {
     if (wanted[kInput]) {
       like(kInput, *arguments.input);
       const Tensor& weight = *arguments.weight_ih;
-      grad_input_ = PackedConvolution<T>::transposed(
-          {{weight, 0, 3 * K}}, p.extents(images, weight), p.mode);
+      grad_input_ = PackedConvolution<T>::transposed({{weight, 0, 3 * K}}, p.extents(images, weight), p.mode);
     }
     // Both weights share the work on d where their kernels are of the same size.
     const std::vector<Term> ih{{0, 0, 3 * K}};
@@ -219,7 +219,8 @@ class Collection {
       const int64_t C = input_->channels(), size = C * p_.pixels();
       const bool channels_last = is_channels_last(gradients_[kInput]);
       T* target = data<T>(gradients_[kInput]) + chunk.first * p_.N * size;
-      if (!channels_last && grad_input_buffer_.get() == nullptr) grad_input_buffer_ = Buffer<T>(images * size);
+      if (!channels_last && grad_input_buffer_.get() == nullptr)
+        grad_input_buffer_ = Buffer<T>(images * size);
       const StoreSums<T> store{channels_last ? target : grad_input_buffer_.get(), C, nullptr};
       grad_input_->run(images, one_source<T>(chunk.d, 3 * K, width_), kernels_.gates.store_sums(store));
       if (!channels_last)
@@ -227,8 +228,9 @@ class Collection {
     }
     std::vector<Source<T>> x, h{{chunk.previous, K, K}};
     if (wanted_[kWeightIh])
-      x = {{input_->channels_last(chunk.first * p_.N, images, input_buffer_), input_->channels(),
-            input_->channels()}};
+      x = {
+          {input_->channels_last(chunk.first * p_.N, images, input_buffer_), input_->channels(),
+           input_->channels()}};
     if (!p_.cudnn) h.push_back({chunk.rh, K, K});
     const Source<T> d{chunk.d, width_, width_};
     if (weight_ih_.has_value()) weight_ih_->add(images, x, d);
@@ -355,8 +357,9 @@ Gradients backward(
 
   for (int64_t end = p.T; end > 0; end -= steps) {
     const int64_t begin = std::max<int64_t>(0, end - steps);
-    Chunk<T> chunk{begin, end, std::min(p.time(begin), p.time(end - 1)), end - begin, nullptr, previous.get(),
-                   nullptr, d.get(), rh.get()};
+    Chunk<T> chunk{begin,       end,     std::min(p.time(begin), p.time(end - 1)),
+                   end - begin, nullptr, previous.get(),
+                   nullptr,     d.get(), rh.get()};
     chunk.grad_output = grad_images.channels_last(chunk.first * p.N, chunk.steps * p.N, grad_buffer);
     to_channels_last(previous_states(chunk, output_images, hx_images, p), K, p.pixels(), previous.get());
     chunk.gates = recomputation.has_value() ? recomputation->run(chunk)
@@ -368,15 +371,15 @@ Gradients backward(
   if (wanted[kHx]) {
     const bool channels_last = is_channels_last(*arguments.hx);
     gradients[kHx] = empty_images(*arguments.hx, sizes(*arguments.hx), channels_last);
-    from_channels_last(
-        carry.hx_gradient(), K, p.N, K, p.pixels(), channels_last, data<T>(gradients[kHx]));
+    from_channels_last(carry.hx_gradient(), K, p.N, K, p.pixels(), channels_last, data<T>(gradients[kHx]));
   }
   return gradients;
 }
 
-#define CONVGRU_INSTANTIATE(T)                                                                    \
-  template Gradients backward<T>(                                                                 \
-      const Tensor&, const Arguments&, const Tensor&, const Tensor&, const Problem&, const std::vector<bool>&);
+#define CONVGRU_INSTANTIATE(T)                                                       \
+  template Gradients backward<T>(                                                    \
+      const Tensor&, const Arguments&, const Tensor&, const Tensor&, const Problem&, \
+      const std::vector<bool>&);
 CONVGRU_INSTANTIATE(float)
 CONVGRU_INSTANTIATE(double)
 CONVGRU_INSTANTIATE(bfloat16)

@@ -9,8 +9,7 @@ OutsideGates<T>::OutsideGates(const Arguments& arguments, const Problem& p, int6
   if (!arguments.input.has_value()) return;
   input_.emplace(*arguments.input, p.lengths);
   const Tensor& weight = *arguments.weight_ih;
-  convolution_ =
-      PackedConvolution<T>::forward({weight, 0, 3 * p.K}, p.extents(steps * p.N, weight), p.mode);
+  convolution_ = PackedConvolution<T>::forward({weight, 0, 3 * p.K}, p.extents(steps * p.N, weight), p.mode);
 }
 
 // The biases that add to the pre-activations directly, [3K]: all but the b_hn of "cudnn", which r multiplies.
@@ -53,8 +52,8 @@ void OutsideGates<T>::run(int64_t first, int64_t steps, T* a) {
 
 namespace {
 
-// Where the states of the steps go. The kernels write channels last; the caller's output may be another format,
-// and zero where a state stands still.
+// Where the states of the steps go. The kernels write channels last; the caller's output may be another
+// format, and zero where a state stands still.
 template <class T>
 class States {
  public:
@@ -66,9 +65,7 @@ class States {
   }
 
   // The memory of the i-th state, channels last.
-  T* state(int64_t i) const {
-    return carried_[0].get() == nullptr ? final(i) : carried_[i % 2].get();
-  }
+  T* state(int64_t i) const { return carried_[0].get() == nullptr ? final(i) : carried_[i % 2].get(); }
   // The memory of the i-th output, channels last: that of the state unless lengths are given.
   T* output(int64_t i) const {
     if (p_.lengths == nullptr) return state(i);
@@ -96,8 +93,10 @@ std::tuple<Tensor, Tensor> forward(const Arguments& arguments, const Problem& p,
   const Kernels<T> kernels;
   const Tensor& weight_hh = arguments.weight_hh;
   const Optional &input = arguments.input, &hx = arguments.hx;
-  const bool channels_last =
-      is_channels_last(input.has_value() ? *input : hx.has_value() ? *hx : *arguments.gate_bias);
+  const bool channels_last = is_channels_last(
+      input.has_value() ? *input
+      : hx.has_value()  ? *hx
+                        : *arguments.gate_bias);
   const Tensor output = empty_images(weight_hh, {p.T, p.N, p.K, p.H, p.W}, channels_last);
   const int64_t width = p.gates_kept() * p.K;
   const std::vector<int64_t> gates_shape =
@@ -156,8 +155,15 @@ std::tuple<Tensor, Tensor> forward(const Arguments& arguments, const Problem& p,
     for_steps([&](int64_t i, int64_t t, T* a_t) {
       T* gates_t = save_gates ? data<T>(gates) + t * p.rows() * width : gates_memory.get();
       const CudnnStep<T> args{
-          p.K,     p.valid(t), a_t, b.empty() ? nullptr : b.data() + 2 * p.K, h, gates_t, save_gates,
-          states.state(i), states.output(i)};
+          p.K,
+          p.valid(t),
+          a_t,
+          b.empty() ? nullptr : b.data() + 2 * p.K,
+          h,
+          gates_t,
+          save_gates,
+          states.state(i),
+          states.output(i)};
       convolve(i, U, one_source(h, p.K, p.K), 3 * p.K, kernels.gates.cudnn_step(args));
     });
     return {output, gates};
@@ -168,15 +174,15 @@ std::tuple<Tensor, Tensor> forward(const Arguments& arguments, const Problem& p,
       joined ? Convolution::joined({*arguments.weight_ih, 0, 3 * p.K}, rows_rz, step, p.mode)
              : Convolution::forward(rows_rz, step, p.mode);
   const Convolution U_n = Convolution::forward(rows_n, step, p.mode);
-  const std::optional<Images<T>> x = joined ? std::optional<Images<T>>(std::in_place, *input, p.lengths) : std::nullopt;
+  const std::optional<Images<T>> x =
+      joined ? std::optional<Images<T>>(std::in_place, *input, p.lengths) : std::nullopt;
   const Buffer<T> rh(p.state_size());
   for_steps([&](int64_t i, int64_t t, T* a_t) {
     const ResetUpdate<T> reset_update{
         p.K, a_t, save_gates, h, rh.get(), joined, joined ? outside.addends(t) : Addends<T>{}};
     const Source<T> h_source{h, p.K, p.K};
-    const Input<T> images =
-        joined ? Input<T>{{{x->channels_last(t * p.N, p.N, x_buffer), C, C}, h_source}, 2}
-               : Input<T>{{h_source}, 1};
+    const Input<T> images = joined ? Input<T>{{{x->channels_last(t * p.N, p.N, x_buffer), C, C}, h_source}, 2}
+                                   : Input<T>{{h_source}, 1};
     convolve(i, U_rz, images, (joined ? 3 : 2) * p.K, kernels.gates.reset_update(reset_update));
     const Candidate<T> candidate{p.K, p.valid(t), a_t, save_gates, h, states.state(i), states.output(i)};
     convolve(i, U_n, one_source<T>(rh.get(), p.K, p.K), p.K, kernels.gates.candidate(candidate));
@@ -184,8 +190,8 @@ std::tuple<Tensor, Tensor> forward(const Arguments& arguments, const Problem& p,
   return {output, gates};
 }
 
-#define CONVGRU_INSTANTIATE(T)       \
-  template class OutsideGates<T>;    \
+#define CONVGRU_INSTANTIATE(T)    \
+  template class OutsideGates<T>; \
   template std::tuple<Tensor, Tensor> forward<T>(const Arguments&, const Problem&, bool);
 CONVGRU_INSTANTIATE(float)
 CONVGRU_INSTANTIATE(double)

@@ -50,6 +50,23 @@ inline void store_vec(A* p, Vec<A> v) {
   memcpy(p, &v, sizeof v);
 }
 
+// Stores to memory past the caches where a vector fills a cache line; stores_done after the last.
+template <class A>
+inline void store_past_cache(A* p, Vec<A> v) {
+#if CONVGRU_VECTOR_BYTES == 64
+  __m512i bits;
+  memcpy(&bits, &v, sizeof bits);
+  _mm512_stream_si512(reinterpret_cast<__m512i*>(p), bits);
+#else
+  store_vec(p, v);
+#endif
+}
+inline void stores_done() {
+#if CONVGRU_VECTOR_BYTES == 64
+  _mm_sfence();
+#endif
+}
+
 inline FloatVec load_vec(const bfloat16* p) {
   typedef uint16_t Half __attribute__((vector_size(CONVGRU_VECTOR_BYTES / 2)));
   typedef uint32_t Whole __attribute__((vector_size(CONVGRU_VECTOR_BYTES)));

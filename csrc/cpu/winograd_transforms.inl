@@ -1,5 +1,5 @@
-// The 1-D transforms of Winograd's algorithm on vectors of channels, in the namespace CONVGRU_ISA. docs/cpu.md
-// derives the matrices.
+// The 1-D transforms of Winograd's algorithm on vectors of channels, in the namespace CONVGRU_ISA.
+// docs/cpu.md derives the matrices.
 #pragma once
 #include "simd.inl"
 
@@ -26,7 +26,8 @@ struct Transform<1, 1> {
 template <>
 struct Transform<4, 3> {
   static void input(FloatVec* d, int step) {
-    const FloatVec d0 = d[0], d1 = d[step], d2 = d[2 * step], d3 = d[3 * step], d4 = d[4 * step], d5 = d[5 * step];
+    const FloatVec d0 = d[0], d1 = d[step], d2 = d[2 * step], d3 = d[3 * step], d4 = d[4 * step],
+                   d5 = d[5 * step];
     const FloatVec s = d3 - d1, t = d4 - d2;
     d[0] = fma_vec(splat(1.5f), s, fma_vec(splat(-2.0f), d2, d0 + d4));
     d[step] = fma_vec(splat(2.5f), d3, fma_vec(splat(0.5f), d2, d4 - d1));
@@ -167,8 +168,7 @@ struct Transform<4, 5> {
     y[y_step] = fma_vec(splat(2.0f), difference2, fma_vec(splat(0.5f), difference3, difference1));
     y[2 * y_step] = fma_vec(splat(4.0f), sum2, fma_vec(splat(0.25f), sum3, sum1));
     y[3 * y_step] =
-        fma_vec(splat(8.0f), difference2, fma_vec(splat(0.125f), difference3, difference1)) +
-        m[7 * step];
+        fma_vec(splat(8.0f), difference2, fma_vec(splat(0.125f), difference3, difference1)) + m[7 * step];
   }
 
   static void output_gradient(const FloatVec* y, int step, FloatVec* u, int u_step) {
@@ -191,8 +191,10 @@ struct Transform<4, 5> {
   static void weight_gradient(const FloatVec* m, int step, FloatVec* g, int g_step) {
     const FloatVec ninths = splat(-2.0f / 9), small = splat(1.0f / 90), large = splat(2.0f / 45);
     const FloatVec sum1 = (m[step] + m[2 * step]) * ninths, difference1 = (m[step] - m[2 * step]) * ninths;
-    const FloatVec sum2 = (m[3 * step] + m[4 * step]) * small, difference2 = (m[3 * step] - m[4 * step]) * small;
-    const FloatVec sum3 = (m[5 * step] + m[6 * step]) * large, difference3 = (m[5 * step] - m[6 * step]) * large;
+    const FloatVec sum2 = (m[3 * step] + m[4 * step]) * small,
+                   difference2 = (m[3 * step] - m[4 * step]) * small;
+    const FloatVec sum3 = (m[5 * step] + m[6 * step]) * large,
+                   difference3 = (m[5 * step] - m[6 * step]) * large;
     g[0] = fma_vec(splat(16.0f), sum3, sum1 + sum2) + m[0];
     g[g_step] = fma_vec(splat(8.0f), difference3, fma_vec(splat(2.0f), difference2, difference1));
     g[2 * g_step] = fma_vec(splat(4.0f), sum2 + sum3, sum1);

@@ -160,7 +160,11 @@ def test_repetitions_are_interleaved() -> None:
     assert all(spread.repetitions >= 20 for spread in spreads.values())
     first_turn = log[log.index("-c") + 1 :]
     first_turn = first_turn[: first_turn.index("-a")]
-    assert first_turn == ["+a", "a", *["~a", "a"] * 10]  # one untimed call; ten timed ones, weights changed before
+    assert first_turn == [
+        "+a",
+        "a",
+        *["~a", "a"] * 10,
+    ]  # one untimed call; ten timed ones, weights changed before
 
 
 def test_weights_change_between_calls_of_training() -> None:
