@@ -29,8 +29,9 @@ class precision:
         setting: "fast" (the default) allows Winograd's algorithm, which does up to four times fewer
             multiplications and rounds more: at T=50 the error against float64, of the states and of every
             gradient, is at most 16 times (largest) and 8 times (rms) that of PyTorch's own fp32 convolutions.
-            "strict" keeps to the direct sum: 2.5 times and twice. PyTorch's own error depends on the memory
-            format, by more than that; these are multiples of it in channels last.
+            "strict" allows only what rounds like the direct sum (Winograd's algorithm with two outputs a tile
+            among it): 2.5 times and twice. PyTorch's own error depends on the memory format, by more than
+            that; these are multiples of it in channels last.
 
     Raises:
         ValueError: another setting.
