@@ -117,6 +117,7 @@ std::shared_ptr<const acc_t<T>[]> packed_weights(
   // New values for the same weight go where the old ones were, unless another call is reading those.
   if (entry.packed == nullptr || entry.packed.use_count() > 1)
     entry.packed = Packed<T>(static_cast<acc_t<T>*>(allocate(size * sizeof(acc_t<T>))), deallocate);
+  std::atomic_thread_fence(std::memory_order_acquire);  // after the reads of the call that let go of them
   pack(kernels, weights, size, entry.packed.get());
   copy_values(memory, weights.count, entry.values);
   entry.bytes = entry.values.size() + size * sizeof(acc_t<T>);
