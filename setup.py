@@ -13,13 +13,12 @@ from torch.utils.cpp_extension import BuildExtension, CppExtension
 
 CSRC = Path("csrc")
 STABLE_ABI_TARGET = "0x020b000000000000"  # torch 2.11
-# The kernels say themselves where to fuse multiply and add (csrc/gru_math.h) and which loops to vectorise.
+# The kernels say themselves where to fuse multiply and add (csrc/gru_math.h).
 COMPILE_FLAGS = [
     "-std=c++20",
     "-O3",
     "-ffp-contract=off",
     "-fno-trapping-math",  # nobody reads the exception flags, and selections vectorise only without them
-    "-fopenmp-simd",
     "-fvisibility=hidden",
     "-Wall",
     "-Wextra",

@@ -54,7 +54,7 @@ def measure_video(
     maps = features(model, clips, settings.device)
     synchronize(settings.device)
     document.video = Video(
-        path=str(clips.path),
+        path=clips.path.name,
         frames=clips.total_frames,
         width=clips.width,
         height=clips.height,

@@ -125,8 +125,8 @@ struct CudnnStepBackward {
 };
 
 // The order in which "cudnn" computes its 3K channels: by groups of kCudnnGroup hidden channels, of a group
-// first r, then z, then n, which needs both. All blocks of output channels of one group are multiples of
-// nothing else's, so no group is torn apart where channels are divided among threads.
+// first r, then z, then n, which needs both. 3 * kCudnnGroup is a multiple of every kernel's channel_block
+// and the convolution's channel_unit, so no group is torn apart where channels are divided among threads.
 constexpr int64_t kCudnnGroup = 32;
 struct CudnnChannel {
   int64_t gate, hidden;  // 0, 1, 2 for r, z, n; hidden channel

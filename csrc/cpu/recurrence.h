@@ -23,7 +23,6 @@ struct Problem {
   int64_t rows() const { return N * H * W; }
   int64_t state_size() const { return N * H * W * K; }
   int64_t all_rows() const { return T * N * H * W; }
-  int64_t images() const { return T * N; }
   int64_t gates_kept() const { return cudnn ? 4 : 3; }
   // The t of the i-th step in the order in which the recurrence visits them.
   int64_t time(int64_t i) const { return reverse ? T - 1 - i : i; }
