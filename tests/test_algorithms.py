@@ -37,6 +37,12 @@ SAMPLES = [
     for variant in ("gru-rcn", "cudnn")
 ]
 
+# Whole tiles and those of one, two or three outputs at the edges, and these alone.
+SAMPLES += [
+    Sample(f"edges-{H}x{W}", T=2, N=2, C=16, K=16, H=H, W=W, hx=True)
+    for H, W in [(H, W) for H in range(4, 8) for W in range(8, 12)] + [(3, 2), (1, 3), (2, 1), (3, 9)]
+]
+
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("algorithm", ALGORITHMS)

@@ -31,6 +31,24 @@ struct Scheme {
   CONVGRU_INLINE constexpr int input_h() const { return direct() ? 1 : tile_h + kernel_h - 1; }
   CONVGRU_INLINE constexpr int input_w() const { return direct() ? 1 : tile_w + kernel_w - 1; }
   CONVGRU_INLINE constexpr int positions() const { return input_h() * input_w(); }
+  // Along an axis: the first so many points are enough for a tile of which only `outputs` count. Without the
+  // last, which is infinity, they are those of F(tile - 1), and F(4, 3) leaves out more where it can.
+  CONVGRU_INLINE static constexpr int used_points(int tile, int kernel, int64_t outputs) {
+    if (outputs >= tile) return tile + kernel - 1;
+    return kernel == 3 ? static_cast<int>(outputs) + 2 : tile + kernel - 2;
+  }
+  CONVGRU_INLINE constexpr int used_h(int64_t outputs) const {
+    return direct() ? 1 : used_points(tile_h, kernel_h, outputs);
+  }
+  CONVGRU_INLINE constexpr int used_w(int64_t outputs) const {
+    return direct() ? 1 : used_points(tile_w, kernel_w, outputs);
+  }
+  // The positions that the tiles of an image use, of all of them together.
+  CONVGRU_INLINE constexpr int64_t used_positions(int64_t height, int64_t width) const {
+    const int64_t edge_h = height % tile_h, edge_w = width % tile_w;
+    return (height / tile_h * input_h() + (edge_h > 0 ? used_h(edge_h) : 0)) *
+           (width / tile_w * input_w() + (edge_w > 0 ? used_w(edge_w) : 0));
+  }
   CONVGRU_INLINE constexpr int64_t tiles_h(int64_t height) const { return (height + tile_h - 1) / tile_h; }
   CONVGRU_INLINE constexpr int64_t tiles_w(int64_t width) const { return (width + tile_w - 1) / tile_w; }
 };
@@ -211,8 +229,8 @@ struct ConvolutionKernels {
   // Then the items [begin, end) of positions * blocks * row_splits of all terms, over the `count` tiles of
   // the chunk.
   void (*gradient_products)(
-      int64_t begin, int64_t end, const GradientWork& work, int64_t count, bool accumulate, const A* x_panel,
-      const A* grad_panel,
+      int64_t begin, int64_t end, const GradientWork& work, int64_t first_tile, int64_t count,
+      bool accumulate, const A* x_panel, const A* grad_panel,
       A* const* sums);  // of each term [positions][its blocks][taps*its in][channel_block]; with accumulate
                         // in and out, else out
 

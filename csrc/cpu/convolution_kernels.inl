@@ -91,12 +91,73 @@ struct TilePosition {
   int64_t image, top, left;
 };
 
+// The tiles of images in the order in which they are worked on. Tiles at the lower or right edge of which
+// only some outputs count do not use every position (Scheme::used_points); so that those that do use one
+// follow each other, first come the tiles at the lower edge, then the whole ones, those at the right edge and
+// at last those in the corner; within each of these kinds image by image, row by row.
 template <Scheme kScheme>
-inline TilePosition tile_position(int64_t tile, int64_t height, int64_t width) {
-  const int64_t tiles_w = kScheme.tiles_w(width), tiles_image = kScheme.tiles_h(height) * tiles_w;
-  const int64_t image = tile / tiles_image, rest = tile % tiles_image;
-  return {image, rest / tiles_w * kScheme.tile_h, rest % tiles_w * kScheme.tile_w};
-}
+class Tiles {
+ public:
+  Tiles(int64_t batch, int64_t height, int64_t width)
+      : height_(height),
+        width_(width),
+        whole_h_(height / kScheme.tile_h),
+        whole_w_(width / kScheme.tile_w),
+        edge_h_(height % kScheme.tile_h),
+        edge_w_(width % kScheme.tile_w) {
+    const int64_t corner_h = edge_h_ > 0, corner_w = edge_w_ > 0;
+    end_[kLower] = batch * corner_h * whole_w_;
+    end_[kWhole] = end_[kLower] + batch * whole_h_ * whole_w_;
+    end_[kRight] = end_[kWhole] + batch * whole_h_ * corner_w;
+    end_[kCorner] = end_[kRight] + batch * corner_h * corner_w;
+  }
+
+  TilePosition operator[](int64_t tile) const {
+    int kind = kLower;
+    while (kind < kCorner && tile >= end_[kind]) ++kind;
+    const bool lower = kind == kLower || kind == kCorner, right = kind >= kRight;
+    const int64_t rows = lower ? 1 : whole_h_, columns = right ? 1 : whole_w_;
+    const int64_t i = tile - (kind == kLower ? 0 : end_[kind - 1]);
+    const int64_t image = i / (rows * columns), rest = i % (rows * columns);
+    return {
+        image, (rest / columns + (lower ? whole_h_ : 0)) * kScheme.tile_h,
+        (rest % columns + (right ? whole_w_ : 0)) * kScheme.tile_w};
+  }
+
+  // Sets the position, that of a tile, to that of the next, if there is one.
+  void advance(TilePosition& position, int64_t tile) const {
+    if (position.left + 2 * kScheme.tile_w <= width_)
+      position.left += kScheme.tile_w;
+    else if (tile + 1 < end_[kCorner])
+      position = (*this)[tile + 1];
+  }
+
+  int64_t rows(TilePosition tile) const {
+    return height_ - tile.top < kScheme.tile_h ? height_ - tile.top : kScheme.tile_h;
+  }
+  int64_t columns(TilePosition tile) const {
+    return width_ - tile.left < kScheme.tile_w ? width_ - tile.left : kScheme.tile_w;
+  }
+
+  // Of the tiles first + [0, count) those that use a position, as a range of such numbers.
+  struct Range {
+    int64_t begin, end;
+  };
+  Range using_position(int position, int64_t first, int64_t count) const {
+    const bool not_lower = edge_h_ > 0 && position / kScheme.input_w() >= kScheme.used_h(edge_h_);
+    const bool not_right = edge_w_ > 0 && position % kScheme.input_w() >= kScheme.used_w(edge_w_);
+    const auto clamp = [&](int64_t tile) {
+      return tile < first ? 0 : tile > first + count ? count : tile - first;
+    };
+    const int64_t begin = clamp(not_lower ? end_[kLower] : 0);
+    return {begin, clamp(not_right ? end_[kWhole] : not_lower ? end_[kRight] : end_[kCorner])};
+  }
+
+ private:
+  enum Kind { kLower, kWhole, kRight, kCorner };
+  int64_t height_, width_, whole_h_, whole_w_, edge_h_, edge_w_;
+  int64_t end_[4];
+};
 
 // Addresses of the pixels of a window of images (height,width), `zeros` for those outside.
 template <int kRows, int kColumns, class T>
@@ -118,12 +179,12 @@ inline void window(
   }
 }
 
-// The transformed inputs of one tile, at target; a position of the transformed tile is position_step from the
-// next. Writes up to a vector beyond the channels.
+// The transformed inputs of one tile of which rows x columns outputs count, at target; a position of the
+// transformed tile is position_step from the next. Writes up to a vector beyond the channels.
 template <class T, Scheme kScheme>
 inline void winograd_panel_row(
-    TilePosition tile, int64_t height, int64_t width, const Source<T>& x, const T* zeros, acc_t<T>* target,
-    int64_t position_step) {
+    TilePosition tile, int64_t rows, int64_t columns, int64_t height, int64_t width, const Source<T>& x,
+    const T* zeros, acc_t<T>* target, int64_t position_step) {
   using Rows = Transform<kScheme.tile_h, kScheme.kernel_h>;
   using Columns = Transform<kScheme.tile_w, kScheme.kernel_w>;
   constexpr int kInputH = kScheme.input_h(), kInputW = kScheme.input_w(), kPositions = kScheme.positions();
@@ -131,14 +192,22 @@ inline void winograd_panel_row(
   window<kInputH, kInputW>(
       tile.image, tile.top - kScheme.kernel_h / 2, tile.left - kScheme.kernel_w / 2, height, width, x.data,
       x.pixel_stride, zeros, pixels);
+  const bool whole = rows == kScheme.tile_h && columns == kScheme.tile_w;
   for_lanes<float>(x.channels, [&](int64_t channel, auto lanes) {
-    FloatVec d[kPositions];
-    for (int position = 0; position < kPositions; ++position)
-      d[position] = load(pixels[position] + channel, lanes);
-    for (int b = 0; b < kInputW; ++b) Rows::input(d + b, kInputW);
-    for (int a = 0; a < kInputH; ++a) Columns::input(d + kInputW * a, 1);
-    for (int position = 0; position < kPositions; ++position)
-      store_vec(target + position * position_step + channel, d[position]);
+    // Copies, which no store can change.
+    const T* const* const from = pixels;
+    float* const to = target + channel;
+    const int64_t step = position_step;
+    const auto get = [=](int a, int b) __attribute__((always_inline)) {
+      return load(from[kInputW * a + b] + channel, lanes);
+    };
+    const auto put = [=](int a, int b, FloatVec value)
+                         __attribute__((always_inline)) { store_vec(to + (kInputW * a + b) * step, value); };
+    if (whole)
+      transform_input<Rows, Columns, kInputH, kInputW>(get, put);
+    else
+      transform_input_edge<Rows, Columns, kInputH, kInputW>(
+          rows, columns, kScheme.used_h(rows), kScheme.used_w(columns), get, put);
   });
 }
 
@@ -165,13 +234,13 @@ inline void direct_panel_row(
 
 template <class T, Scheme kScheme>
 inline void panel_row(
-    int64_t tile, int64_t height, int64_t width, int64_t kernel_h, int64_t kernel_w, const Source<T>& x,
-    const T* zeros, acc_t<T>* target, int64_t position_step) {
-  const TilePosition position = tile_position<kScheme>(tile, height, width);
+    const Tiles<kScheme>& tiles, TilePosition tile, int64_t height, int64_t width, int64_t kernel_h,
+    int64_t kernel_w, const Source<T>& x, const T* zeros, acc_t<T>* target, int64_t position_step) {
   if constexpr (kScheme.direct())
-    direct_panel_row(position, height, width, kernel_h, kernel_w, x, target);
+    direct_panel_row(tile, height, width, kernel_h, kernel_w, x, target);
   else
-    winograd_panel_row<T, kScheme>(position, height, width, x, zeros, target, position_step);
+    winograd_panel_row<T, kScheme>(
+        tile, tiles.rows(tile), tiles.columns(tile), height, width, x, zeros, target, position_step);
 }
 
 template <class T, Scheme kScheme>
@@ -238,15 +307,17 @@ class Sums {
   Sums(const Epilogue<T>& epilogue, int64_t channel, int64_t channels)
       : epilogue_(epilogue), channel_(channel), channels_(channels) {}
 
-  // Before the pixels of one tile are added: none of them may be flushed before the others are there.
-  void make_room(int64_t count) {
+  // Room for the sums of `count` pixels, kBlock each.
+  A* room(int64_t count) {
     if (count_ + count > kEpiloguePixels) flush();
+    return c_ + count_ * kBlock<A>;
   }
 
-  // Room for kBlock sums of one more pixel.
-  A* add(int64_t pixel) {
-    pixels_[count_] = pixel;
-    return c_ + count_++ * kBlock<A>;
+  // The i-th pixel in the room has been filled in. Those that are left out leave no gap.
+  void add(int64_t pixel, const A* room, int64_t i) {
+    A* target = c_ + count_ * kBlock<A>;
+    if (target != room + i * kBlock<A>) memcpy(target, room + i * kBlock<A>, kBlock<A> * sizeof(A));
+    pixels_[count_++] = pixel;
   }
 
   void flush() {
@@ -280,36 +351,35 @@ class FiniteCheck {
 // back, to the epilogue.
 template <class T, Scheme kScheme>
 void winograd_sums(
-    int64_t first_tile, int64_t count, const Work& p, const float* products, int64_t stride, int64_t channel,
-    int64_t channels, const Epilogue<T>& epilogue, const NotFinite& not_finite) {
+    const Tiles<kScheme>& tiles, int64_t first_tile, int64_t count, const Work& p, const float* products,
+    int64_t stride, int64_t channel, int64_t channels, const Epilogue<T>& epilogue,
+    const NotFinite& not_finite) {
   using Rows = Transform<kScheme.tile_h, kScheme.kernel_h>;
   using Columns = Transform<kScheme.tile_w, kScheme.kernel_w>;
   constexpr int kTileH = kScheme.tile_h, kTileW = kScheme.tile_w;
-  constexpr int kInputW = kScheme.input_w(), kPositions = kScheme.positions();
+  constexpr int kInputW = kScheme.input_w();
   static_assert(kTileH * kTileW <= kEpiloguePixels);
   Sums<T> sums(epilogue, channel, channels);
   const int halves = channels > kLanes<float> ? 2 : 1;
-  for (int64_t tile = 0; tile < count; ++tile) {
-    const auto [image, top, left] = tile_position<kScheme>(first_tile + tile, p.height, p.width);
-    const int64_t corner = (image * p.height + top) * p.width + left;
-    sums.make_room(kTileH * kTileW);
-    float* targets[kTileH * kTileW];
-    for (int64_t a = 0; a < kTileH; ++a)
-      for (int64_t b = 0; b < kTileW; ++b)
-        targets[kTileW * a + b] =
-            top + a < p.height && left + b < p.width ? sums.add(corner + a * p.width + b) : nullptr;
+  TilePosition position = tiles[first_tile];
+  for (int64_t tile = 0; tile < count; tiles.advance(position, first_tile + tile++)) {
+    float* const room = sums.room(kTileH * kTileW);
     FiniteCheck finite;
     for (int half = 0; half < halves; ++half) {
-      FloatVec m[kPositions], partial[kTileH * kInputW], y[kTileH * kTileW];
-      for (int position = 0; position < kPositions; ++position)
-        m[position] = load_vec(products + position * stride + tile * kBlock<float> + half * kLanes<float>);
-      for (int b = 0; b < kInputW; ++b) Rows::output(m + b, kInputW, partial + b, kInputW);
-      for (int a = 0; a < kTileH; ++a) Columns::output(partial + kInputW * a, 1, y + kTileW * a, 1);
-      for (int pixel = 0; pixel < kTileH * kTileW; ++pixel) {
-        finite.see(y[pixel]);
-        if (targets[pixel] != nullptr) store_vec(targets[pixel] + half * kLanes<float>, y[pixel]);
-      }
+      const float* const m = products + tile * kBlock<float> + half * kLanes<float>;
+      transform_output<Rows, Columns, kTileH, kTileW, kInputW>(
+          [=](int a, int b)
+              __attribute__((always_inline)) { return load_vec(m + (kInputW * a + b) * stride); },
+          [&](int a, int b, FloatVec sum) __attribute__((always_inline)) {
+            finite.see(sum);
+            store_vec(room + (kTileW * a + b) * kBlock<float> + half * kLanes<float>, sum);
+          });
     }
+    const auto [image, top, left] = position;
+    const int64_t corner = (image * p.height + top) * p.width + left;
+    const int64_t rows = tiles.rows(position), columns = tiles.columns(position);
+    for (int64_t a = 0; a < rows; ++a)
+      for (int64_t b = 0; b < columns; ++b) sums.add(corner + a * p.width + b, room, kTileW * a + b);
     if (finite.failed()) not_finite.note(image);
   }
   sums.flush();
@@ -337,7 +407,8 @@ void convolve(
   constexpr int kPositions = kScheme.positions();
   const int64_t taps = kScheme.direct() ? p.kernel_h * p.kernel_w : 1;
   const int64_t in = input.channels(), depth = taps * in, narrow_depth = taps * input.sources[0].channels;
-  const int64_t tiles = p.tiles(kScheme), tile_count = p.tiles_per_block;
+  const int64_t all_tiles = p.tiles(kScheme), tile_count = p.tiles_per_block;
+  const Tiles<kScheme> tiles(p.batch, p.height, p.width);
   const int64_t blocks = (out + kBlock<A> - 1) / kBlock<A>, stride = panel_stride<A>(depth);
   const int64_t unit = p.channel_unit > kBlock<A> ? p.channel_unit / kBlock<A> : 1;  // blocks
   const int64_t units = (blocks + unit - 1) / unit;
@@ -352,15 +423,16 @@ void convolve(
   for (int64_t item = begin; item < end; ++item) {
     const int64_t tile_block = item / p.channel_splits, split = item % p.channel_splits;
     const int64_t first_tile = tile_block * tile_count;
-    const int64_t count = first_tile + tile_count < tiles ? tile_count : tiles - first_tile;
+    const int64_t count = first_tile + tile_count < all_tiles ? tile_count : all_tiles - first_tile;
 
     if (tile_block != tile_block_of_panel) {
       tile_block_of_panel = tile_block;
-      for (int64_t tile = 0; tile < count; ++tile) {
+      TilePosition position = tiles[first_tile];
+      for (int64_t tile = 0; tile < count; tiles.advance(position, first_tile + tile++)) {
         A* target = panel + tile * stride;
         for (int s = 0; s < input.count; ++s) {
           panel_row<T, kScheme>(
-              first_tile + tile, p.height, p.width, p.kernel_h, p.kernel_w, input.sources[s],
+              tiles, position, p.height, p.width, p.kernel_h, p.kernel_w, input.sources[s],
               reinterpret_cast<const T*>(zeros), target, panel_position);
           target += taps * input.sources[s].channels;
         }
@@ -374,16 +446,23 @@ void convolve(
     for (int64_t block = split_begin(split); block < split_begin(split + 1); ++block) {
       const int64_t channel = block * kBlock<A>;
       const int64_t channels = out - channel < kBlock<A> ? out - channel : kBlock<A>;
-      for (int position = 0; position < kPositions; ++position)
+      for (int position = 0; position < kPositions; ++position) {
+        const auto [first, last] = tiles.using_position(position, first_tile, count);
+        A* target = products + position * products_position;
         multiply_block<Layout::kRows>(
-            channels, count, panel + position * panel_position, stride,
-            packed + (block * kPositions + position) * depth * kBlock<A>,
-            products + position * products_position, channel >= narrow_from ? narrow_depth : depth, false);
+            channels, last - first, panel + position * panel_position + first * stride, stride,
+            packed + (block * kPositions + position) * depth * kBlock<A>, target + first * kBlock<A>,
+            channel >= narrow_from ? narrow_depth : depth, false);
+        // A position that is not used adds nothing.
+        for (int64_t i = 0; i < first * kBlock<A>; ++i) target[i] = A(0);
+        for (int64_t i = last * kBlock<A>; i < count * kBlock<A>; ++i) target[i] = A(0);
+      }
       if constexpr (kScheme.direct())
         direct_sums(first_tile, count, products, channel, channels, epilogue);
       else
         winograd_sums<T, kScheme>(
-            first_tile, count, p, products, products_position, channel, channels, epilogue, not_finite);
+            tiles, first_tile, count, p, products, products_position, channel, channels, epilogue,
+            not_finite);
     }
   }
 }
@@ -430,11 +509,13 @@ void gradient_panels(
     return grad_panel + position * grad_position + (block * p.tiles_per_chunk + tile) * kBlock<A> +
            channel % kBlock<A>;
   };
-  for (int64_t tile = begin; tile < end; ++tile) {
+  const Tiles<kScheme> tiles(p.batch, p.height, p.width);
+  TilePosition position = tiles[first_tile + begin];
+  for (int64_t tile = begin; tile < end; tiles.advance(position, first_tile + tile++)) {
     A* target = x_panel + tile * stride;
     for (int s = 0; s < x.count; ++s) {
       panel_row<T, kScheme>(
-          first_tile + tile, p.height, p.width, p.kernel_h, p.kernel_w, x.sources[s], zeros, target,
+          tiles, position, p.height, p.width, p.kernel_h, p.kernel_w, x.sources[s], zeros, target,
           x_position);
       target += taps * x.sources[s].channels;
     }
@@ -448,10 +529,10 @@ void gradient_panels(
       using Columns = Transform<kScheme.tile_w, kScheme.kernel_w>;
       constexpr int kTileH = kScheme.tile_h, kTileW = kScheme.tile_w;
       constexpr int kInputH = kScheme.input_h(), kInputW = kScheme.input_w();
-      const auto [image, top, left] = tile_position<kScheme>(first_tile + tile, p.height, p.width);
       const T* pixels[kTileH * kTileW];
       window<kTileH, kTileW>(
-          image, top, left, p.height, p.width, grad.data, grad.pixel_stride, zeros, pixels);
+          position.image, position.top, position.left, p.height, p.width, grad.data, grad.pixel_stride, zeros,
+          pixels);
       for_lanes<float>(p.out, [&](int64_t channel, auto lanes) {
         FloatVec y[kTileH * kTileW], partial[kInputH * kTileW], u[kPositions];
         for (int pixel = 0; pixel < kTileH * kTileW; ++pixel) y[pixel] = load(pixels[pixel] + channel, lanes);
@@ -467,8 +548,9 @@ void gradient_panels(
 
 template <class A, Scheme kScheme>
 void gradient_products(
-    int64_t begin, int64_t end, const GradientWork& p, int64_t count, bool accumulate, const A* x_panel,
-    const A* grad_panel, A* const* sums) {
+    int64_t begin, int64_t end, const GradientWork& p, int64_t first_tile, int64_t count, bool accumulate,
+    const A* x_panel, const A* grad_panel, A* const* sums) {
+  const Tiles<kScheme> tiles(p.batch, p.height, p.width);
   const int64_t taps = p.taps(kScheme), stride = p.x_stride<A>(kScheme);
   const int64_t x_position = x_position_stride<A, kScheme>(p), grad_position = grad_position_stride<A>(p);
   int64_t first_item = 0;  // of the term
@@ -482,11 +564,23 @@ void gradient_products(
       const int64_t position = item / (blocks.count * term.row_splits);
       const int64_t split = item / blocks.count % term.row_splits, block = item % blocks.count;
       const int64_t row = rows * split / term.row_splits, end_row = rows * (split + 1) / term.row_splits;
+      const auto [tile, end_tile] = tiles.using_position(position, first_tile, count);
+      A* const target = sums[t] + ((position * blocks.count + block) * rows + row) * kBlock<A>;
+      const int64_t size = (end_row - row) * kBlock<A>;
+      // The direct sum keeps its rounding errors as small as PyTorch's: a chunk is summed up by itself first.
+      const bool apart = kScheme.direct() && accumulate;
+      A* const sum = apart ? scratch<A>(size) : target;
+      if (tile == end_tile && !accumulate)
+        for (int64_t i = 0; i < size; ++i) target[i] = A(0);
       multiply_block<Layout::kColumns>(
           p.out - (blocks.first + block) * kBlock<A>, end_row - row,
-          x_panel + position * x_position + taps * term.first_in + row, stride,
-          grad_panel + position * grad_position + (blocks.first + block) * p.tiles_per_chunk * kBlock<A>,
-          sums[t] + ((position * blocks.count + block) * rows + row) * kBlock<A>, count, accumulate);
+          x_panel + position * x_position + tile * stride + taps * term.first_in + row, stride,
+          grad_panel + position * grad_position +
+              ((blocks.first + block) * p.tiles_per_chunk + tile) * kBlock<A>,
+          sum, end_tile - tile, accumulate && !apart);
+      if (apart)
+        for (int64_t i = 0; i < size; i += kLanes<A>)
+          store_vec(target + i, load_vec(target + i) + load_vec(sum + i));
     }
     first_item += items;
   }

@@ -197,7 +197,8 @@ void WeightGradients<T>::add(int64_t batch, const std::vector<Source<T>>& source
       kernels_->gradient_panels(begin, end, work, first, x, grad, x_panel_.get(), grad_panel_.get());
     });
     torch::stable::parallel_for(0, products, 1, [&](int64_t begin, int64_t end) {
-      kernels_->gradient_products(begin, end, work, count, started_, x_panel_.get(), grad_panel_.get(), sums);
+      kernels_->gradient_products(
+          begin, end, work, first, count, started_, x_panel_.get(), grad_panel_.get(), sums);
     });
     started_ = true;
   }

@@ -43,9 +43,11 @@ double cost(Algorithm algorithm, const ConvolutionShape& s, bool weight_gradient
   const Scheme scheme = scheme_of(algorithm, s.kernel_h, s.kernel_w);
   const double tiles = double(s.batch) * scheme.tiles_h(s.height) * scheme.tiles_w(s.width);
   const double positions = scheme.direct() ? s.kernel_h * s.kernel_w : scheme.positions();
+  const double used =
+      scheme.direct() ? tiles * positions : double(s.batch) * scheme.used_positions(s.height, s.width);
   const double weights = positions * s.in * s.out;
   const double transforms = tiles * positions * (s.in + s.out) * kTransformCost;
-  return tiles * weights + transforms + (weight_gradient ? 3 : 1) * weights * kWeightCost;
+  return used * s.in * s.out + transforms + (weight_gradient ? 3 : 1) * weights * kWeightCost;
 }
 
 bool is_line(const ConvolutionShape& s) {

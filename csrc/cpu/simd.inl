@@ -222,6 +222,17 @@ struct Lanes<cpu::CONVGRU_ISA::FloatVec> {
     return a / b;
 #endif
   }
+  // Of a comparison with a NaN the instructions return the second operand.
+  static CONVGRU_HOST_DEVICE F clamp(F x, F low, F high) {
+#if CONVGRU_VECTOR_BYTES == 64
+    return _mm512_min_ps(high, _mm512_max_ps(low, x));
+#elif CONVGRU_VECTOR_BYTES == 32
+    return _mm256_min_ps(high, _mm256_max_ps(low, x));
+#else
+    x = x < low ? low : x;
+    return x > high ? high : x;
+#endif
+  }
 };
 
 template <>
