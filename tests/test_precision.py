@@ -8,8 +8,9 @@ import torch
 from convgru_fused import ConvGRU, numerics, precision, use_backend
 from convgru_fused.testing import Sample, lay_out, reference, run
 
-# Fifty steps, enough tiles and channels for Winograd's algorithm, tiles cut off at the edges. Channels last, which is what the native
-# backend computes in: PyTorch's own error depends on the memory format by more than "strict" allows.
+# Fifty steps, enough tiles and channels for Winograd's algorithm, tiles cut off at the edges. Channels last,
+# which is what the native backend computes in: PyTorch's own error depends on the memory format by more than
+# "strict" allows.
 LONG = dict(T=50, N=1, C=32, K=64, H=22, W=19, hx=True, layout="channels_last")
 # Scaled by 100 the inputs saturate the gates, by 0.01 they leave them in the linear part of their curve.
 CASES = [
