@@ -26,15 +26,15 @@ PYBIND11_MODULE(_build_info, m) {
       "The compiler that built the extension.");
   m.def(
       "cpu_capability", [] { return convgru::cpu::capability_name(convgru::cpu::capability()); },
-      "The instruction set of the CPU kernels: generic, avx2 or avx512; CONVGRU_FUSED_CPU_CAPABILITY lowers "
-      "it.");
+      "The instruction set of the CPU kernels: generic, avx2, avx512 or avx512_bf16; "
+      "CONVGRU_FUSED_CPU_CAPABILITY lowers it.");
   m.def(
       "cpu_plan",
       [](int64_t T, int64_t N, int64_t C, int64_t K, int64_t H, int64_t W, int64_t kernel_h, int64_t kernel_w,
          bool cudnn, int64_t itemsize, bool fast, int64_t threads) {
         using namespace convgru::cpu;
         const bool wide = itemsize == 8;
-        const int64_t vector = capability() == Capability::kAvx512 ? 64
+        const int64_t vector = capability() >= Capability::kAvx512 ? 64
                                : capability() == Capability::kAvx2 ? 32
                                                                    : 16;
         const RecurrenceShape shape{T,        N,        C,        K,     H,    W,       kernel_h,

@@ -2,7 +2,7 @@
 
 import pytest
 
-NAMES = ("generic", "avx2", "avx512")  # each includes the ones before it
+NAMES = ("generic", "avx2", "avx512", "avx512_bf16")  # each includes the ones before it
 
 AGREES = """
 import torch
@@ -41,4 +41,4 @@ ConvGRU(3, 4)(torch.zeros(2, 1, 3, 5, 5))
     result = run_python(code, CONVGRU_FUSED_CPU_CAPABILITY="mmx")
     assert result.returncode == 1
     last = result.stderr.splitlines()[-1]
-    assert "CONVGRU_FUSED_CPU_CAPABILITY: expected generic, avx2 or avx512, got mmx" in last
+    assert "CONVGRU_FUSED_CPU_CAPABILITY: expected generic, avx2, avx512 or avx512_bf16, got mmx" in last

@@ -16,7 +16,8 @@ Capability detected() {
       __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  if (avx2 && avx512) return Capability::kAvx512;
+  if (avx2 && avx512)
+    return __builtin_cpu_supports("avx512bf16") ? Capability::kAvx512Bf16 : Capability::kAvx512;
   if (avx2) return Capability::kAvx2;
 #endif
   return Capability::kGeneric;
@@ -26,7 +27,8 @@ Capability chosen() {
   const Capability best = detected();
   const char* wanted = std::getenv(kVariable);
   if (wanted == nullptr) return best;
-  for (const Capability capability : {Capability::kGeneric, Capability::kAvx2, Capability::kAvx512}) {
+  for (const Capability capability :
+       {Capability::kGeneric, Capability::kAvx2, Capability::kAvx512, Capability::kAvx512Bf16}) {
     if (std::string(wanted) != capability_name(capability)) continue;
     if (capability > best)
       throw std::runtime_error(
@@ -34,7 +36,8 @@ Capability chosen() {
           capability_name(best));
     return capability;
   }
-  throw std::runtime_error(std::string(kVariable) + ": expected generic, avx2 or avx512, got " + wanted);
+  throw std::runtime_error(
+      std::string(kVariable) + ": expected generic, avx2, avx512 or avx512_bf16, got " + wanted);
 }
 
 }  // namespace
@@ -50,6 +53,8 @@ const char* capability_name(Capability capability) {
       return "avx2";
     case Capability::kAvx512:
       return "avx512";
+    case Capability::kAvx512Bf16:
+      return "avx512_bf16";
     default:
       return "generic";
   }

@@ -261,16 +261,24 @@ struct ConvolutionKernelSet {
   WithoutSums<T> without_sums;
 };
 
-// The convolution of few pixels by a 1x1 kernel, whose weights are not packed but read where they lie: with
-// the input channels next to each other in memory, or the output channels in their order. For the units
-// [begin, end) of channel_unit output channels each, a multiple of the kernels' channel_block; narrow_from:
-// as in convolve.
+// Convolutions of few pixels by 1x1 kernels.
 template <class T>
-using Pointwise = void (*)(
-    int64_t begin, int64_t end, int64_t pixels, int64_t channel_unit, const Input<T>& input,
-    const Weights<T>& weights, int64_t narrow_from, const Epilogue<T>& epilogue);
+struct PointwiseKernels {
+  // The weights are not packed but read where they lie: with the input channels next to each other in memory,
+  // or the output channels in their order. For the units [begin, end) of channel_unit output channels each, a
+  // multiple of the kernels' channel_block; narrow_from: as in convolve.
+  void (*convolve)(
+      int64_t begin, int64_t end, int64_t pixels, int64_t channel_unit, const Input<T>& input,
+      const Weights<T>& weights, int64_t narrow_from, const Epilogue<T>& epilogue);
+
+  // The gradient of the weight (grad.channels,x.channels), for the units [begin, end) of gradient_unit output
+  // channels each.
+  void (*gradient)(
+      int64_t begin, int64_t end, int64_t pixels, const Source<T>& x, const Source<T>& grad, T* gradient);
+  int64_t gradient_unit;
+};
 template <class T>
-Pointwise<T> pointwise_kernel();
+const PointwiseKernels<T>& pointwise_kernels();
 
 // The kernels for the instruction set that capability() names; T is float, double, bfloat16 or float16.
 template <class T>

@@ -15,23 +15,27 @@ namespace convgru::cpu {
   extern const ConvolutionKernelSet<double> kDoubleConvolution;     \
   extern const ConvolutionKernelSet<bfloat16> kBFloat16Convolution; \
   extern const ConvolutionKernelSet<float16> kFloat16Convolution;   \
-  extern const Pointwise<float> kFloatPointwise;                    \
-  extern const Pointwise<double> kDoublePointwise;                  \
-  extern const Pointwise<bfloat16> kBFloat16Pointwise;              \
-  extern const Pointwise<float16> kFloat16Pointwise;                \
+  extern const PointwiseKernels<float> kFloatPointwise;             \
+  extern const PointwiseKernels<double> kDoublePointwise;           \
+  extern const PointwiseKernels<bfloat16> kBFloat16Pointwise;       \
+  extern const PointwiseKernels<float16> kFloat16Pointwise;         \
   }
 CONVGRU_DECLARE_KERNELS(generic)
 #if defined(__x86_64__)
 CONVGRU_DECLARE_KERNELS(avx2)
 CONVGRU_DECLARE_KERNELS(avx512)
-#define CONVGRU_CHOOSE(kernels) \
-  switch (capability()) {       \
-    case Capability::kAvx512:   \
-      return avx512::kernels;   \
-    case Capability::kAvx2:     \
-      return avx2::kernels;     \
-    default:                    \
-      return generic::kernels;  \
+namespace avx512_bf16 {
+extern const PointwiseKernels<bfloat16> kBFloat16Pointwise;
+}
+#define CONVGRU_CHOOSE(kernels)   \
+  switch (capability()) {         \
+    case Capability::kAvx512Bf16: \
+    case Capability::kAvx512:     \
+      return avx512::kernels;     \
+    case Capability::kAvx2:       \
+      return avx2::kernels;       \
+    default:                      \
+      return generic::kernels;    \
   }
 #else
 #define CONVGRU_CHOOSE(kernels) return generic::kernels;
@@ -45,14 +49,26 @@ CONVGRU_DECLARE_KERNELS(avx512)
   template <>                                               \
   const ConvolutionKernelSet<type>& convolution_kernels() { \
     CONVGRU_CHOOSE(name##Convolution)                       \
-  }                                                         \
-  template <>                                               \
-  Pointwise<type> pointwise_kernel() {                      \
-    CONVGRU_CHOOSE(name##Pointwise)                         \
+  }
+#define CONVGRU_DEFINE_POINTWISE(type, name)          \
+  template <>                                         \
+  const PointwiseKernels<type>& pointwise_kernels() { \
+    CONVGRU_CHOOSE(name##Pointwise)                   \
   }
 CONVGRU_DEFINE_CHOICE(float, kFloat)
 CONVGRU_DEFINE_CHOICE(double, kDouble)
 CONVGRU_DEFINE_CHOICE(bfloat16, kBFloat16)
 CONVGRU_DEFINE_CHOICE(float16, kFloat16)
+CONVGRU_DEFINE_POINTWISE(float, kFloat)
+CONVGRU_DEFINE_POINTWISE(double, kDouble)
+CONVGRU_DEFINE_POINTWISE(float16, kFloat16)
+
+template <>
+const PointwiseKernels<bfloat16>& pointwise_kernels() {
+#if defined(__x86_64__)
+  if (capability() == Capability::kAvx512Bf16) return avx512_bf16::kBFloat16Pointwise;
+#endif
+  CONVGRU_CHOOSE(kBFloat16Pointwise)
+}
 
 }  // namespace convgru::cpu

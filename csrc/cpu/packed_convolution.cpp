@@ -61,7 +61,7 @@ void PackedConvolution<T>::run(int64_t batch, const Input<T>& input, const Epilo
     const int64_t pixels = batch * shape.height * shape.width;
     const int64_t grain = is_serial(pixels * shape.in * shape.out) ? units : 1;
     torch::stable::parallel_for(0, units, grain, [&](int64_t begin, int64_t end) {
-      pointwise_kernel<T>()(begin, end, pixels, channel_unit_, input, raw, narrow_from_, epilogue);
+      pointwise_kernels<T>().convolve(begin, end, pixels, channel_unit_, input, raw, narrow_from_, epilogue);
     });
     return;
   }
@@ -150,7 +150,7 @@ PackedConvolution<T> PackedConvolution<T>::transposed(
 template <class T>
 WeightGradients<T>::WeightGradients(
     const std::vector<int64_t>& channels, int64_t out, const std::vector<Term>& terms,
-    const ConvolutionShape& extents, const Mode& mode)
+    const ConvolutionShape& extents, bool once, const Mode& mode)
     : mode_(mode) {
   ConvolutionShape shape = extents;
   std::vector<int64_t> first{0};
@@ -163,9 +163,13 @@ WeightGradients<T>::WeightGradients(
   work_ = {
       shape.batch, shape.height, shape.width, shape.kernel_h, shape.kernel_w, shape.in, out, 1, false, {}, 0};
   for (const int64_t count : channels) work_.ragged |= count % (64 / sizeof(A)) != 0;
-  for (const Term& term : terms)
+  for (const Term& term : terms) {
+    term_sources_.push_back(term.source);
     work_.terms[work_.term_count++] = {
         first[term.source], channels[term.source], term.first_out, term.out, 1};
+  }
+  in_place_ = once && reads_weights_in_place(shape);
+  if (in_place_) return;
   const int64_t block = kernels_->channel_block;
   plan_gradient(scheme, sizeof(A), block, torch::stable::get_num_threads(), work_);
   const int64_t positions = scheme.positions(), tiles = work_.tiles_per_chunk, taps = work_.taps(scheme);
@@ -178,6 +182,11 @@ WeightGradients<T>::WeightGradients(
 
 template <class T>
 void WeightGradients<T>::add(int64_t batch, const std::vector<Source<T>>& sources, const Source<T>& grad) {
+  if (in_place_) {
+    sources_ = sources;
+    grad_ = grad;
+    return;
+  }
   GradientWork work = work_;
   work.batch = batch;
   GradientInput<T> x{{}, static_cast<int>(sources.size())};
@@ -207,6 +216,17 @@ void WeightGradients<T>::add(int64_t batch, const std::vector<Source<T>>& source
 template <class T>
 void WeightGradients<T>::finish(int term, T* gradient) const {
   const GradientTerm& which = work_.terms[term];
+  if (in_place_) {
+    const PointwiseKernels<T>& kernels = pointwise_kernels<T>();
+    const int64_t pixels = work_.batch * work_.height * work_.width;
+    const int64_t units = (which.out + kernels.gradient_unit - 1) / kernels.gradient_unit;
+    const Source<T> grad{grad_.data + which.first_out, which.out, grad_.pixel_stride};
+    const int64_t grain = is_serial(pixels * which.in * which.out) ? units : 1;
+    torch::stable::parallel_for(0, units, grain, [&](int64_t begin, int64_t end) {
+      kernels.gradient(begin, end, pixels, sources_[term_sources_[term]], grad, gradient);
+    });
+    return;
+  }
   const int64_t blocks = blocks_of(which, kernels_->channel_block).count;
   torch::stable::parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
     kernels_->gradient_finish(begin, end, work_, which, sums_[term].get(), gradient, mode_.not_finite);

@@ -82,10 +82,11 @@ class WeightGradients {
     int64_t first_out, out;
   };
 
-  // channels: of the sources. extents: of the images of one call of add, and of the kernel.
+  // channels: of the sources. extents: of the images of one call of add, and of the kernel. once: add will be
+  // called once, and what it gets will stay where it is until the last call of finish.
   WeightGradients(
       const std::vector<int64_t>& channels, int64_t out, const std::vector<Term>& terms,
-      const ConvolutionShape& extents, const Mode& mode);
+      const ConvolutionShape& extents, bool once, const Mode& mode);
 
   // Adds what `batch` images give: the sources and the gradient of all outputs.
   void add(int64_t batch, const std::vector<Source<T>>& sources, const Source<T>& grad);
@@ -100,6 +101,11 @@ class WeightGradients {
   Mode mode_;
   Buffer<A> x_panel_, grad_panel_, sums_[kMostGradientTerms];
   bool started_ = false;
+  // The gradients of weights that are read in place are written in place.
+  bool in_place_ = false;
+  std::vector<int> term_sources_;
+  std::vector<Source<T>> sources_;
+  Source<T> grad_{};
 };
 
 }  // namespace convgru::cpu

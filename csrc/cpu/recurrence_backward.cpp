@@ -175,6 +175,7 @@ class Collection {
       Gradients& gradients)
       : p_(p), wanted_(wanted), gradients_(gradients), width_(p.gates_kept() * p.K) {
     const int64_t K = p.K, images = steps * p.N;
+    const bool once = steps >= p.T;  // all in one chunk, whose buffers are there to the end
     if (arguments.input.has_value()) input_.emplace(*arguments.input, p.lengths);
     const auto like = [&](int i, const Tensor& argument) {
       gradients[i] = empty_images(argument, sizes(argument), is_channels_last(argument));
@@ -195,13 +196,14 @@ class Collection {
       std::vector<Term> all = ih;
       for (const Term& term : hh) all.push_back({term.source + 1, term.first_out, term.out});
       hidden_channels.insert(hidden_channels.begin(), input_->channels());
-      joint_.emplace(hidden_channels, width_, all, p.extents(images, weight_hh), p.mode);
+      joint_.emplace(hidden_channels, width_, all, p.extents(images, weight_hh), once, p.mode);
     } else {
       if (wanted[kWeightIh])
         weight_ih_.emplace(
-            std::vector<int64_t>{input_->channels()}, width_, ih, p.extents(images, *weight_ih), p.mode);
+            std::vector<int64_t>{input_->channels()}, width_, ih, p.extents(images, *weight_ih), once,
+            p.mode);
       if (wanted[kWeightHh])
-        weight_hh_.emplace(hidden_channels, width_, hh, p.extents(images, weight_hh), p.mode);
+        weight_hh_.emplace(hidden_channels, width_, hh, p.extents(images, weight_hh), once, p.mode);
     }
     for (const int i : {int(kWeightIh), int(kWeightHh)}) {
       if (!wanted[i]) continue;

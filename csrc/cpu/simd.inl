@@ -176,6 +176,31 @@ inline DoubleVec fma_vec(DoubleVec a, DoubleVec b, DoubleVec c) {
 #endif
 }
 
+// y[i] += the sum of the lanes of v[i], for kCount vectors.
+template <int kCount, class A>
+CONVGRU_INLINE void add_lane_sums(const Vec<A>* v, A* y) {
+#if CONVGRU_VECTOR_BYTES == 64
+  if constexpr (kCount == 4 && sizeof(A) == sizeof(float)) {
+    const __m512 a = _mm512_add_ps(_mm512_unpacklo_ps(v[0], v[1]), _mm512_unpackhi_ps(v[0], v[1]));
+    const __m512 b = _mm512_add_ps(_mm512_unpacklo_ps(v[2], v[3]), _mm512_unpackhi_ps(v[2], v[3]));
+    const __m512 quarters =  // each of sums of the four vectors
+        _mm512_add_ps(_mm512_shuffle_ps(a, b, 0x44), _mm512_shuffle_ps(a, b, 0xEE));
+    const __m256 halves =
+        _mm256_add_ps(_mm512_castps512_ps256(quarters), _mm512_extractf32x8_ps(quarters, 1));
+    const __m128 sums = _mm_add_ps(_mm256_castps256_ps128(halves), _mm256_extractf128_ps(halves, 1));
+    _mm_storeu_ps(y, _mm_add_ps(_mm_loadu_ps(y), sums));
+    return;
+  }
+#endif
+  for (int i = 0; i < kCount; ++i) {
+    A parts[kLanes<A>];
+    store_vec(parts, v[i]);
+    for (int half = kLanes<A> / 2; half > 0; half /= 2)
+      for (int lane = 0; lane < half; ++lane) parts[lane] += parts[lane + half];
+    y[i] += parts[0];
+  }
+}
+
 // Scratch memory of a thread, kept from call to call.
 template <class A>
 inline A* scratch(int64_t count) {
