@@ -131,6 +131,11 @@ def use_backend(name: str) -> Iterator[None]:
         _selection.name = before
 
 
+def selected() -> str | None:
+    """The backend that the user named."""
+    return _selection.name
+
+
 def choose(problem: Problem) -> Backend:
     """The backend that runs `problem`. Raises ValueError with every reason if there is none."""
     if _selection.name is not None:

@@ -163,8 +163,21 @@ def conv_gru_cell(
     """
     _check_variant(variant)
     layer = (weight_ih, weight_hh, bias_ih, bias_hh)
+    backend, batched = _checked_cell(input, hx, layer, gate_bias, variant)
+    if not batched:
+        input, hx, gate_bias = (None if x is None else x.unsqueeze(0) for x in (input, hx, gate_bias))
+    steps = None if input is None else input.unsqueeze(0)
+    biases = None if gate_bias is None else gate_bias.unsqueeze(0)
+    h = _run(backend, steps, hx, layer, biases, None, variant, False, recompute).squeeze(0)
+    return h if batched else h.squeeze(0)
+
+
+def _check_cell(
+    input: Tensor | None, hx: Tensor | None, layer: Layer, gate_bias: Tensor | None, variant: str
+) -> tuple[backends.Backend, bool]:
+    """Checks what a cell gets; returns who runs it and whether the images are batched."""
     _check_layer(layer, PARAMETER_NAMES)
-    K = weight_hh.size(1)
+    weight_hh = layer[1]
     first = _required(input, hx, gate_bias)
     name = "input" if input is not None else "gate_bias"
     if first.dim() not in (3, 4):
@@ -173,11 +186,39 @@ def conv_gru_cell(
     if not batched:
         input, hx, gate_bias = _unsqueeze(input, 0), _unsqueeze(hx, 0), _unsqueeze(gate_bias, 0)
     input, hx, gate_bias = _unsqueeze(input, 0), _unsqueeze(hx, 0), _unsqueeze(gate_bias, 0)
-    _check_inputs(input, hx, gate_bias, [layer], 1, K)
-    h0 = None if hx is None else hx[0]
-    backend = _choose_backend(weight_hh, variant)
-    h = _run(backend, input, h0, layer, gate_bias, None, variant, False, recompute)[0]
-    return h if batched else h[0]
+    _check_inputs(input, hx, gate_bias, [layer], 1, weight_hh.size(1))
+    return _choose_backend(weight_hh, variant), batched
+
+
+_checked_cells: dict[tuple[object, ...], tuple[backends.Backend, bool]] = {}
+_MOST_CHECKED_CELLS = 1024
+
+
+def _checked_cell(
+    input: Tensor | None, hx: Tensor | None, layer: Layer, gate_bias: Tensor | None, variant: str
+) -> tuple[backends.Backend, bool]:
+    """`_check_cell`, whose answers are remembered: a loop calls a cell with the same shapes over and over,
+    and for a small cell the checks take as long as the kernels."""
+    if torch.compiler.is_compiling():
+        return _check_cell(input, hx, layer, gate_bias, variant)
+    try:
+        device_type = layer[1].device.type
+        signature = (
+            variant,
+            backends.selected(),
+            torch.get_autocast_dtype(device_type) if ops.autocast_enabled(device_type) else None,
+            forward_ad._current_level,
+            *[x if x is None else (x.shape, x.dtype, x.device) for x in (input, hx, gate_bias, *layer)],
+        )
+        answer = _checked_cells.get(signature)
+    except (AttributeError, TypeError):  # not a Tensor, or symbolic sizes
+        return _check_cell(input, hx, layer, gate_bias, variant)
+    if answer is None:
+        answer = _check_cell(input, hx, layer, gate_bias, variant)
+        if len(_checked_cells) >= _MOST_CHECKED_CELLS:
+            _checked_cells.clear()
+        _checked_cells[signature] = answer
+    return answer
 
 
 def _choose_backend(weight: Tensor, variant: str) -> backends.Backend:

@@ -221,7 +221,13 @@ def under_transform() -> bool:
 
 
 def _call_forward(*args: Any) -> tuple[Tensor, Tensor]:
-    return _Forward.apply(*args) if under_transform() else torch.ops.convgru_fused.conv_gru(*args)
+    if under_transform():
+        return _Forward.apply(*args)
+    operator = torch.ops.convgru_fused.conv_gru.default
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return operator(*args)
+    with torch._C._AutoDispatchBelowAutograd():  # whose rule is in Python, and takes its time to do nothing
+        return operator(*args)
 
 
 def _call_backward(*args: Any) -> tuple[Tensor, ...]:
