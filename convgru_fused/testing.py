@@ -419,6 +419,27 @@ def reference(sample: Sample, dtype: torch.dtype) -> tuple[Tensor, Gradients]:
 # Where the table of tolerances comes from.
 
 
+def error_ratios(sample: Sample) -> dict[str, tuple[float, float]]:
+    """How much larger the fp32 errors of backend "cpu" are than those of "eager": for the output and each
+    gradient the ratio of the largest errors against float64 and that of their rms."""
+    expected_output, expected_gradients = reference(sample, torch.float32)
+    expected = {"output": expected_output, **expected_gradients._asdict()}
+
+    def errors(backend: str) -> dict[str, Tensor]:
+        output, gradients = run(backend, sample, torch.float32)
+        named = {"output": output, **gradients._asdict()}
+        return {k: v.double() - expected[k] for k, v in named.items() if v is not None}
+
+    ours, theirs = errors("cpu"), errors("eager")
+    return {
+        name: (
+            (ours[name].abs().max() / error.abs().max()).item(),
+            _rms(ours[name]) / _rms(error),
+        )
+        for name, error in theirs.items()
+    }
+
+
 def _by_hand(sample: Sample, dtype: torch.dtype) -> tuple[Tensor, Gradients]:
     """As `run`, with the hand-derived backward of eager.py."""
     args = sample.arguments(dtype)

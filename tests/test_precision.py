@@ -1,12 +1,10 @@
 """precision("fast" | "strict"): what each promises of fp32 on the CPU, over a long sequence."""
 
-from functools import cache
-
 import pytest
 import torch
 
 from convgru_fused import ConvGRU, numerics, precision, use_backend
-from convgru_fused.testing import Sample, lay_out, reference, run
+from convgru_fused.testing import Sample, error_ratios, lay_out
 
 # Fifty steps, enough tiles and channels for Winograd's algorithm, tiles cut off at the edges. Channels last,
 # which is what the native backend computes in: PyTorch's own error depends on the memory format by more than
@@ -28,34 +26,13 @@ PROMISES = {
 }  # largest and rms error, as multiples of PyTorch's (docs/design.md)
 
 
-def errors(output, gradients, expected):
-    """The largest and the rms error of the output and of each gradient, by name."""
-    named = {"output": output, **gradients._asdict()}
-    expected = {"output": expected[0], **expected[1]._asdict()}
-    return {
-        name: (
-            (tensor.double() - expected[name]).abs().max(),
-            (tensor.double() - expected[name]).square().mean().sqrt(),
-        )
-        for name, tensor in named.items()
-        if tensor is not None
-    }
-
-
-@cache
-def errors_of_pytorch(sample):
-    return errors(*run("eager", sample, torch.float32), reference(sample, torch.float32))
-
-
 @pytest.mark.parametrize("setting", PROMISES)
 @pytest.mark.parametrize("sample", CASES, ids=str)
 def test_error_against_float64(sample, setting):
     with precision(setting):
-        ours = errors(*run("cpu", sample, torch.float32), reference(sample, torch.float32))
-    limits = PROMISES[setting]
-    for name, (largest, rms) in errors_of_pytorch(sample).items():
-        ratios = (ours[name][0] / largest).item(), (ours[name][1] / rms).item()
-        assert ratios[0] <= limits[0] and ratios[1] <= limits[1], (name, ratios)
+        ratios = error_ratios(sample)
+    largest, rms = PROMISES[setting]
+    assert all(ratio[0] <= largest and ratio[1] <= rms for ratio in ratios.values()), ratios
 
 
 def output(setting, dtype=torch.float32, layout="contiguous", **options):
