@@ -14,13 +14,25 @@ BUILT := $(VENV)/.built-torch-$(TORCH)
 SOURCES := $(wildcard csrc/* csrc/*/*)
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: bench test sanitize lint format clean
+.PHONY: bench test instruction-sets sanitize lint format clean
 
 bench: $(BUILT)
 	$(BIN)/python -m convgru_fused bench $(BENCH_ARGS)
 
 test: $(BUILT)
 	$(BIN)/python -m pytest --cov=convgru_fused --cov-report=term --cov-fail-under=90 $(TEST_ARGS)
+
+# The tests of the kernels on every lesser instruction set that this machine has.
+KERNEL_TESTS := tests/test_algorithms.py tests/test_backends_agree.py tests/test_determinism.py tests/test_gradcheck.py \
+	tests/test_gru_equivalence.py tests/test_layouts.py tests/test_memory.py tests/test_not_finite.py \
+	tests/test_precision.py tests/test_properties.py
+instruction-sets: $(BUILT)
+	sets=$$($(BIN)/python -c "from convgru_fused._build_info import cpu_capability as best; \
+	    names = 'generic avx2 avx512 avx512_bf16'.split(); print(*names[:names.index(best())])") || exit 1; \
+	for set in $$sets; do \
+		echo "$$set:"; \
+		CONVGRU_FUSED_CPU_CAPABILITY=$$set $(BIN)/pytest -q -p no:cacheprovider $(KERNEL_TESTS) || exit 1; \
+	done
 
 # The native code under AddressSanitizer and UndefinedBehaviorSanitizer, in a build of its own. Python and torch leak
 # on purpose.

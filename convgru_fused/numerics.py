@@ -52,6 +52,11 @@ class precision:
         _State.setting = self._before
 
 
+def setting() -> str:
+    """The setting in force."""
+    return _State.setting
+
+
 def is_fast() -> bool:
     """Whether the setting in force is "fast"."""
     return _State.setting == "fast"

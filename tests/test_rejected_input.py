@@ -520,3 +520,22 @@ def test_what_is_refused_changes_nothing(backend):
     assert backends().__class__ and torch.equal(torch.get_rng_state(), random)
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
     assert isinstance(model, nn.Module) and model(X)[0].shape == (T, N, K, H, W)
+
+
+def test_what_a_cell_remembers_is_about_the_same_arguments_only():
+    """A cell's checks are remembered by shapes, dtypes and devices."""
+    cell, x, h = ConvGRUCell(C, K), images(N, C, H, W), images(N, K, H, W)
+    for _ in range(2):
+        assert cell(x, h).shape == h.shape
+        with torch.no_grad():
+            assert cell(x).shape == h.shape
+        refuses(lambda: cell(x, h[:1]), ValueError, "hx: expected (L*D,N,K,H,W) = (1, 2, 5, 6, 7), got ")
+        refuses(lambda: cell(x.double(), h), ValueError, f"input: {DTYPE} torch.float64")
+        refuses(lambda: cell(x.numpy(), h), TypeError, "input: expected a Tensor, got ndarray")
+        with use_backend("eager"):
+            assert cell(x, h).grad_fn.name() != "GeneratedBackwardFor_convgru_fused_conv_gru_defaultBackward"
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert cell(x, h).dtype == torch.bfloat16
+            assert cell(x.half(), h).dtype == torch.bfloat16
+    cell.weight_hh.data = cell.weight_hh.data.double()
+    refuses(lambda: cell(x, h), ValueError, "weight_ih: expected the weights' dtype torch.float64")

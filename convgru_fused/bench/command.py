@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .. import numerics
+
 # run() imports what it needs, so that --help is quick and works without the packages for plots.
 if TYPE_CHECKING:
     from .plan import Plan
@@ -30,6 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
     how.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
     how.add_argument("--tf32", action="store_true", help="let float32 on a GPU use TF32")
+    how.add_argument(
+        "--precision", choices=numerics.SETTINGS, help="of ours in float32 (default: as it is set)"
+    )
     how.add_argument("--variant", choices=("gru-rcn", "cudnn"), default="gru-rcn", help="(default: gru-rcn)")
     how.add_argument("--backend", type=_names, default=(), metavar="A,B", help="ours on these backends")
     how.add_argument("--recompute", action="store_true", help="also ours with recompute=True")

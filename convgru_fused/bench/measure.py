@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from ..numerics import precision
 from . import timing
 from .check import Referee, worst
 from .contenders import PEERS, Contender, our_contenders, select_peers
@@ -37,6 +38,7 @@ class Settings:
     recompute: bool = False  # ours with recompute=True as well
     protocol: timing.Protocol = timing.QUICK
     tf32: bool = False
+    precision: str = "fast"  # of ours, convgru_fused.precision
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -57,8 +59,8 @@ class Settings:
 
 @contextmanager
 def prepared(settings: Settings, threads: int | None = None) -> Iterator[None]:
-    """The process as the settings want it, for the time of a benchmark: threads, TF32; the old state comes
-    back."""
+    """The process as the settings want it, for the time of a benchmark: threads, TF32, precision; the old
+    state comes back."""
     matmul: Any = torch.backends.cuda.matmul
     conv: Any = torch.backends.cudnn.conv  # type: ignore[attr-defined]
     before = (
@@ -71,7 +73,8 @@ def prepared(settings: Settings, threads: int | None = None) -> Iterator[None]:
         if threads is not None:
             torch.set_num_threads(threads)
         matmul.fp32_precision = conv.fp32_precision = "tf32" if settings.tf32 else "ieee"
-        yield
+        with precision(settings.precision):
+            yield
     finally:
         torch.set_num_threads(before[0])
         torch.backends.cudnn.benchmark = before[1]

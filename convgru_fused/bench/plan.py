@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from .. import numerics
 from . import contenders, ours, timing
 from .clips import Clips, default_video, read_clips
 from .contenders import Contender
@@ -40,6 +41,7 @@ class Plan:
         return {
             "dtype": str(settings.dtype).removeprefix("torch."),
             "tf32": settings.tf32,
+            "precision": settings.precision,
             "variant": settings.variant,
             "modes": list(settings.modes),
             "peers": list(settings.peers),
@@ -106,4 +108,5 @@ def _settings(args: argparse.Namespace) -> Settings:
         recompute=args.recompute,
         protocol=protocol,
         tf32=args.tf32,
+        precision=args.precision or numerics.setting(),
     )

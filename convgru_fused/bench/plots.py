@@ -221,8 +221,8 @@ def _line(color: str = _INK, label: str = "", **style: Any) -> Line2D:
 def _subtitle(figure: Figure, document: Document) -> None:
     machine, settings = document.machine, document.settings
     device = machine["gpu"]["name"] if machine["gpu"] else f"{machine['cpu']}, {machine['threads']} threads"
-    text = (
-        f"{device} · {settings['dtype']}{' TF32' if settings['tf32'] else ''} · variant {settings['variant']}"
-    )
+    dtype = f"{settings['dtype']}{' TF32' if settings['tf32'] else ''}"
+    strict = " strict" if settings.get("precision") == "strict" else ""
+    text = f"{device} · {dtype}{strict} · variant {settings['variant']}"
     text += f" · torch {machine['torch']} · {document.created[:10]}"
     figure.suptitle(text, x=0.012, ha="left", fontsize=9, color="#5b6b7a")

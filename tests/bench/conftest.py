@@ -20,7 +20,7 @@ def document() -> Document:
             "device": "cpu", "gpu": None,
         },
         ceilings={"gflops": 100.0, "gbytes_per_s": 10.0},
-        settings={"dtype": "float32", "tf32": False, "variant": "gru-rcn"},
+        settings={"dtype": "float32", "tf32": False, "precision": "fast", "variant": "gru-rcn"},
     )  # fmt: skip
     made.add_workload(SEQUENCE, 2, 4)
     for mode in ("forward", "train"):

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import convgru_fused
+from convgru_fused import numerics
 from convgru_fused.bench import command, contenders, measure, plan, suite
 from convgru_fused.bench.contenders import Contender
 from convgru_fused.bench.program import Program
@@ -46,10 +47,12 @@ def test_a_run(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
 def test_options(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     options = ["--mode", "forward", "--dtype", "bfloat16", "--variant", "cudnn", "--backend", "cpu,eager"]
     places = ["--json", "deep/a.json", "--plots", "pictures", "--threads", "1"]
-    assert bench(*SMALL, *options, *places) == 0
+    assert bench(*SMALL, *options, *places, "--precision", "strict") == 0
     found = load(tmp_path / "deep" / "a.json")
     assert {r.contender for r in found.rows} == {"fused[cpu]", "fused[eager]", "eager"}
     assert (found.settings["dtype"], found.settings["variant"]) == ("bfloat16", "cudnn")
+    assert found.settings["precision"] == "strict" and numerics.is_fast()  # it was for the benchmark alone
+    assert "bfloat16 strict, variant cudnn" in capsys.readouterr().out
     assert found.machine["threads"] == 1 and (tmp_path / "pictures" / "speedup.png").exists()
 
 
