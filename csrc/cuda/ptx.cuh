@@ -1,0 +1,192 @@
+// Every instruction that C++ has no word for, one function each: PTX on a GPU (sm_80 and later), its twin of
+// tests/cuda_on_host on a CPU. Nothing else in the kernels knows the difference.
+#pragma once
+#include <cstdint>
+
+namespace convgru::cuda {
+
+// The two 16-bit types that the matrix units multiply, by their bits.
+enum class Half { kBFloat16, kFloat16 };
+
+#if defined(CONVGRU_CUDA_ON_HOST)
+
+inline unsigned char* dynamic_shared() {
+  return cuda_on_host::dynamic_shared();
+}
+
+template <int kBytes>
+inline void copy_async(void* shared, const void* global, int read_bytes = kBytes) {
+  cuda_on_host::copy_async(shared, global, kBytes, read_bytes);
+}
+inline void copy_async_commit() {
+  cuda_on_host::copy_async_commit();
+}
+template <int kMostPending>
+inline void copy_async_wait() {
+  cuda_on_host::copy_async_wait(kMostPending);
+}
+
+template <bool kTransposed>
+inline void load_matrices(uint32_t (&fragments)[4], const void* shared_row) {
+  const cuda_on_host::Four four = cuda_on_host::load_matrices(shared_row, kTransposed);
+  for (int i = 0; i < 4; ++i) fragments[i] = four.registers[i];
+}
+
+inline float bits_to_float(uint32_t bits) {
+  float value;
+  memcpy(&value, &bits, sizeof value);
+  return value;
+}
+inline uint32_t float_to_bits(float value) {
+  uint32_t bits;
+  memcpy(&bits, &value, sizeof bits);
+  return bits;
+}
+inline float half_to_float(uint16_t bits) {
+  _Float16 value;
+  memcpy(&value, &bits, sizeof value);
+  return value;
+}
+inline uint16_t float_to_half(float value) {
+  const _Float16 half = value;
+  uint16_t bits;
+  memcpy(&bits, &half, sizeof bits);
+  return bits;
+}
+inline uint16_t float_to_bfloat16(float value) {
+  if (value != value) return 0x7FFF;
+  const uint32_t bits = float_to_bits(value);
+  return (bits + 0x7FFFu + (bits >> 16 & 1u)) >> 16;
+}
+inline uint32_t float_to_tf32(float value) {
+  return (float_to_bits(value) + 0x1000u) & 0xFFFFE000u;
+}
+
+template <Half kType>
+inline void multiply_add(float (&sums)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  const auto widen = [](uint16_t bits) {
+    return kType == Half::kBFloat16 ? bits_to_float(uint32_t{bits} << 16) : half_to_float(bits);
+  };
+  const cuda_on_host::Sums d =
+      cuda_on_host::multiply_16x8x16({{sums[0], sums[1], sums[2], sums[3]}}, a, b, widen);
+  for (int i = 0; i < 4; ++i) sums[i] = d.values[i];
+}
+
+inline void multiply_add_tf32(float (&sums)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  const cuda_on_host::Sums d = cuda_on_host::multiply_16x8x8({{sums[0], sums[1], sums[2], sums[3]}}, a, b);
+  for (int i = 0; i < 4; ++i) sums[i] = d.values[i];
+}
+
+#else
+
+// The block's dynamic shared memory, aligned for every vector load.
+__device__ __forceinline__ unsigned char* dynamic_shared() {
+  extern __shared__ __align__(128) unsigned char memory[];
+  return memory;
+}
+
+__device__ __forceinline__ uint32_t shared_address(const void* pointer) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
+}
+
+// Starts to copy kBytes (4, 8 or 16; both addresses multiples of them), of which the first read_bytes are
+// read and the rest becomes zeros.
+template <int kBytes>
+__device__ __forceinline__ void copy_async(void* shared, const void* global, int read_bytes = kBytes) {
+  if constexpr (kBytes == 16)
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(global),
+                 "r"(read_bytes)
+                 : "memory");
+  else
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(shared_address(shared)), "l"(global),
+                 "n"(kBytes), "r"(read_bytes)
+                 : "memory");
+}
+// Ends a group of copies.
+__device__ __forceinline__ void copy_async_commit() {
+  asm volatile("cp.async.commit_group;" ::: "memory");
+}
+// Waits until at most so many of this thread's groups are under way. Other threads see what was copied after
+// the next barrier.
+template <int kMostPending>
+__device__ __forceinline__ void copy_async_wait() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kMostPending) : "memory");
+}
+
+__device__ __forceinline__ float bits_to_float(uint32_t bits) {
+  return __uint_as_float(bits);
+}
+__device__ __forceinline__ uint32_t float_to_bits(float value) {
+  return __float_as_uint(value);
+}
+__device__ __forceinline__ float half_to_float(uint16_t bits) {
+  float value;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(bits));
+  return value;
+}
+// These round to nearest even; to TF32, ties go away from zero, as the instruction has it.
+__device__ __forceinline__ uint16_t float_to_half(float value) {
+  uint16_t bits;
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(value));
+  return bits;
+}
+__device__ __forceinline__ uint16_t float_to_bfloat16(float value) {
+  uint16_t bits;
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(value));
+  return bits;
+}
+__device__ __forceinline__ uint32_t float_to_tf32(float value) {
+  uint32_t bits;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(value));
+  return bits;
+}
+
+// Four 8x8 matrices of 16-bit elements as fragments of the matrix units: lane 8i+r gives the address of row r
+// of matrix i, a multiple of 16 bytes.
+template <bool kTransposed>
+__device__ __forceinline__ void load_matrices(uint32_t (&fragments)[4], const void* shared_row) {
+  if constexpr (kTransposed)
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(fragments[0]), "=r"(fragments[1]), "=r"(fragments[2]), "=r"(fragments[3])
+                 : "r"(shared_address(shared_row))
+                 : "memory");
+  else
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(fragments[0]), "=r"(fragments[1]), "=r"(fragments[2]), "=r"(fragments[3])
+                 : "r"(shared_address(shared_row))
+                 : "memory");
+}
+
+// sums (16x8) += a (16x16) times b (16x8), a warp together. Lane 4g+t holds of the sums rows g and g+8,
+// columns 2t and 2t+1; of a those rows, columns 2t, 2t+1 and 8 more; of b column g, rows 2t, 2t+1 and 8 more.
+template <Half kType>
+__device__ __forceinline__ void multiply_add(
+    float (&sums)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  if constexpr (kType == Half::kBFloat16)
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+        "{%0,%1,%2,%3};"
+        : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+  else
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+        "{%0,%1,%2,%3};"
+        : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+// sums (16x8) += a (16x8) times b (8x8) of floats rounded to TF32. Lane 4g+t holds of a rows g and g+8 of
+// column t, then of column t+4; of b rows t and t+4 of column g.
+__device__ __forceinline__ void multiply_add_tf32(
+    float (&sums)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+      "{%0,%1,%2,%3};"
+      : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+#endif
+
+}  // namespace convgru::cuda

@@ -1,0 +1,505 @@
+// Executes CUDA C++ kernels, unchanged, on the CPU: a fiber for every CUDA thread, so that a kernel is tested
+// on machines without a GPU. What a GPU would forgive most of the time is made to show here:
+//   a missing barrier      fibers run from barrier to barrier, and who goes first is shuffled by a seed
+//   a missing wait         cp.async copies nothing before the wait that covers it
+//   uninitialised memory   shared memory starts as NaNs; so does Memory
+//   out of bounds          memory ends at an unmapped page, under AddressSanitizer at its very end
+//   a deadlock             an error that says who waits where
+// Include it before the kernels and compile with CONVGRU_CUDA_ON_HOST defined; csrc/cuda/ptx.cuh then takes
+// the instructions from here.
+#pragma once
+#include <sys/mman.h>
+#include <ucontext.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <map>
+#include <memory>
+#include <random>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/common_interface_defs.h>
+#endif
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+#define __restrict__ __restrict
+
+struct dim3 {
+  unsigned x, y, z;
+  constexpr dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
+  unsigned count() const { return x * y * z; }
+};
+
+namespace cuda_on_host {
+
+constexpr int kWarp = 32;
+constexpr size_t kStackBytes = 256 << 10;
+
+// Memory whose end is guarded, filled with bytes 0xFF: NaNs in every floating-point type.
+class Memory {
+ public:
+  explicit Memory(size_t bytes) : bytes_(bytes) {
+#if defined(__SANITIZE_ADDRESS__)
+    mapped_ = 0;
+    base_ = ::operator new(bytes + (bytes == 0), std::align_val_t(16));
+    start_ = static_cast<unsigned char*>(base_);
+#else
+    // As far towards the page behind as the alignment of a vector load allows.
+    const size_t page = sysconf(_SC_PAGESIZE), pages = (bytes + page - 1) / page + 1;
+    mapped_ = pages * page;
+    base_ = mmap(nullptr, mapped_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (base_ == MAP_FAILED) throw std::bad_alloc();
+    unsigned char* end = static_cast<unsigned char*>(base_) + mapped_ - page;
+    mprotect(end, page, PROT_NONE);
+    start_ = end - (bytes + 15) / 16 * 16;
+#endif
+    memset(start_, 0xFF, bytes);
+  }
+  Memory(Memory&& other) noexcept
+      : bytes_(other.bytes_),
+        mapped_(other.mapped_),
+        base_(std::exchange(other.base_, nullptr)),
+        start_(other.start_) {}
+  Memory& operator=(Memory&&) = delete;
+  ~Memory() {
+    if (base_ == nullptr) return;
+#if defined(__SANITIZE_ADDRESS__)
+    ::operator delete(base_, std::align_val_t(16));
+#else
+    munmap(base_, mapped_);
+#endif
+  }
+  unsigned char* data() const { return start_; }
+  size_t size() const { return bytes_; }
+
+ private:
+  size_t bytes_, mapped_;
+  void* base_;
+  unsigned char* start_;
+};
+
+// Where threads meet. `place` is where in the source the first of them waits.
+struct Barrier {
+  int arrived = 0;
+  long generation = 0;
+  std::string place;
+};
+
+struct Copy {
+  void* to;
+  const void* from;
+  int bytes, read;  // the rest is zeros
+};
+
+struct Block;
+
+struct Fiber {
+  ucontext_t context;
+  std::unique_ptr<Memory> stack;
+  dim3 thread;
+  Block* block = nullptr;
+  int number = 0;  // within the block
+  bool done = false;
+  Barrier* barrier = nullptr;
+  long generation = 0;
+  std::function<bool()> condition;  // of a spinning thread
+  std::string place;
+  std::vector<Copy> open_group;
+  std::vector<std::vector<Copy>> groups;  // committed, oldest first
+#if defined(__SANITIZE_ADDRESS__)
+  void* fake_stack = nullptr;
+#endif
+
+  int lane() const { return number % kWarp; }
+  int warp() const { return number / kWarp; }
+  bool ready() const {
+    if (condition) return condition();
+    return barrier == nullptr || barrier->generation != generation;
+  }
+};
+
+struct Warp {
+  Barrier barrier;
+  int live = 0;
+  alignas(16) unsigned char exchange[kWarp][64];
+};
+
+struct Block {
+  dim3 index;
+  Barrier barrier;
+  int live = 0;
+  std::vector<Warp> warps;
+  Memory shared;
+};
+
+struct Machine {
+  unsigned seed = 0;
+  dim3 grid, block;
+  Fiber* current = nullptr;
+  ucontext_t scheduler;
+#if defined(__SANITIZE_ADDRESS__)
+  void* scheduler_fake_stack = nullptr;
+  const void* scheduler_stack = nullptr;
+  size_t scheduler_stack_size = 0;
+#endif
+  std::function<void()> kernel;
+  Barrier grid_barrier;
+  int grid_threads = 0;
+  bool cooperative = false;
+  std::string error;
+  std::vector<std::unique_ptr<Fiber>> pool;
+};
+inline Machine machine;
+
+inline void switch_to_scheduler(bool last = false) {
+  Fiber& fiber = *machine.current;
+#if defined(__SANITIZE_ADDRESS__)
+  __sanitizer_start_switch_fiber(
+      last ? nullptr : &fiber.fake_stack, machine.scheduler_stack, machine.scheduler_stack_size);
+#endif
+  (void)last;
+  swapcontext(&fiber.context, &machine.scheduler);
+#if defined(__SANITIZE_ADDRESS__)
+  __sanitizer_finish_switch_fiber(fiber.fake_stack, nullptr, nullptr);
+#endif
+}
+
+inline void switch_to(Fiber& fiber) {
+  machine.current = &fiber;
+#if defined(__SANITIZE_ADDRESS__)
+  __sanitizer_start_switch_fiber(&machine.scheduler_fake_stack, fiber.stack->data(), kStackBytes);
+#endif
+  swapcontext(&machine.scheduler, &fiber.context);
+#if defined(__SANITIZE_ADDRESS__)
+  __sanitizer_finish_switch_fiber(machine.scheduler_fake_stack, nullptr, nullptr);
+#endif
+}
+
+// An error of the kernel: the launch ends with it.
+[[noreturn]] inline void fail(const std::string& what) {
+  Fiber& fiber = *machine.current;
+  std::ostringstream words;
+  words << "block (" << fiber.block->index.x << "," << fiber.block->index.y << "," << fiber.block->index.z
+        << ") thread " << fiber.number << ": " << what;
+  machine.error = words.str();
+  for (;;) switch_to_scheduler();
+}
+
+inline void meet(Barrier& barrier, int expected, const char* kind, const char* file, int line) {
+  std::ostringstream words;
+  words << kind << " at " << file << ":" << line;
+  const std::string place = words.str();
+  if (barrier.arrived == 0)
+    barrier.place = place;
+  else if (barrier.place != place)
+    fail("waits at " + place + " while others wait at " + barrier.place);
+  if (++barrier.arrived >= expected) {
+    barrier.arrived = 0;
+    ++barrier.generation;
+    return;
+  }
+  Fiber& fiber = *machine.current;
+  fiber.barrier = &barrier;
+  fiber.generation = barrier.generation;
+  fiber.place = place;
+  switch_to_scheduler();
+  fiber.barrier = nullptr;
+}
+
+// A thread that returns is no longer expected by its block or warp. (A barrier of the grid is memory that
+// every thread has to arrive at.)
+inline void leave(Barrier& barrier, int& live) {
+  --live;
+  if (barrier.arrived > 0 && barrier.arrived >= live) {
+    barrier.arrived = 0;
+    ++barrier.generation;
+  }
+}
+
+inline void run_fiber() {
+#if defined(__SANITIZE_ADDRESS__)
+  __sanitizer_finish_switch_fiber(nullptr, &machine.scheduler_stack, &machine.scheduler_stack_size);
+#endif
+  machine.kernel();
+  Fiber& fiber = *machine.current;
+  if (!fiber.open_group.empty() || !fiber.groups.empty()) {
+    bool pending = !fiber.open_group.empty();
+    for (const auto& group : fiber.groups) pending |= !group.empty();
+    if (pending) fail("returns while copies by cp.async are under way");
+  }
+  fiber.done = true;
+  leave(fiber.block->warps[fiber.warp()].barrier, fiber.block->warps[fiber.warp()].live);
+  leave(fiber.block->barrier, fiber.block->live);
+  switch_to_scheduler(/*last=*/true);
+}
+
+inline std::string who_waits(const std::vector<Fiber*>& fibers) {
+  std::map<std::string, int> places;
+  for (const Fiber* fiber : fibers)
+    if (!fiber->done) ++places[fiber->place];
+  std::ostringstream words;
+  words << "deadlock:";
+  for (const auto& [place, count] : places) words << " " << count << " threads wait in " << place << ";";
+  return words.str();
+}
+
+inline void run(std::vector<Block*> blocks, std::mt19937& random) {
+  const int threads = machine.block.count();
+  std::vector<Fiber*> fibers;
+  machine.grid_barrier = {};
+  for (Block* block : blocks) {
+    block->live = threads;
+    block->warps.assign((threads + kWarp - 1) / kWarp, {});
+    for (int t = 0; t < threads; ++t) {
+      if (machine.pool.size() == fibers.size()) {
+        machine.pool.push_back(std::make_unique<Fiber>());
+        machine.pool.back()->stack = std::make_unique<Memory>(kStackBytes);
+      }
+      Fiber& fiber = *machine.pool[fibers.size()];
+      fiber.thread = dim3(
+          t % machine.block.x, t / machine.block.x % machine.block.y,
+          t / (machine.block.x * machine.block.y));
+      fiber.block = block;
+      fiber.number = t;
+      fiber.done = false;
+      fiber.barrier = nullptr;
+      fiber.condition = nullptr;
+      fiber.open_group.clear();
+      fiber.groups.clear();
+      ++block->warps[fiber.warp()].live;
+      getcontext(&fiber.context);
+      fiber.context.uc_stack.ss_sp = fiber.stack->data();
+      fiber.context.uc_stack.ss_size = kStackBytes;
+      fiber.context.uc_link = nullptr;
+      makecontext(&fiber.context, run_fiber, 0);
+      fibers.push_back(&fiber);
+    }
+  }
+  machine.grid_threads = static_cast<int>(fibers.size());
+  size_t left = fibers.size();
+  while (left > 0) {
+    std::shuffle(fibers.begin(), fibers.end(), random);
+    bool progress = false;
+    for (Fiber* fiber : fibers) {
+      if (fiber->done || !fiber->ready()) continue;
+      fiber->condition = nullptr;
+      switch_to(*fiber);
+      if (!machine.error.empty()) throw std::runtime_error(std::exchange(machine.error, {}));
+      progress = true;
+      left -= fiber->done;
+    }
+    if (!progress) throw std::runtime_error(who_waits(fibers));
+  }
+}
+
+// Runs a kernel to its end. Throws std::runtime_error for what went wrong in it. cooperative: all blocks are
+// there at the same time and may wait for each other; else one after the other, in any order.
+template <class Kernel, class... Args>
+void launch(bool cooperative, Kernel kernel, dim3 grid, dim3 block, size_t shared_bytes, Args... args) {
+  machine.grid = grid;
+  machine.block = block;
+  machine.cooperative = cooperative;
+  machine.kernel = [=] { kernel(args...); };
+  std::mt19937 random(machine.seed);
+  std::vector<dim3> order;
+  for (unsigned z = 0; z < grid.z; ++z)
+    for (unsigned y = 0; y < grid.y; ++y)
+      for (unsigned x = 0; x < grid.x; ++x) order.emplace_back(x, y, z);
+  std::shuffle(order.begin(), order.end(), random);
+  std::vector<std::unique_ptr<Block>> blocks;
+  for (const dim3& index : order) {
+    blocks.push_back(std::unique_ptr<Block>(new Block{index, {}, 0, {}, Memory(shared_bytes)}));
+    if (cooperative) continue;
+    run({blocks.back().get()}, random);
+    blocks.clear();
+  }
+  if (!cooperative) return;
+  std::vector<Block*> all;
+  for (const auto& each : blocks) all.push_back(each.get());
+  run(all, random);
+}
+
+// The block's dynamic shared memory.
+inline unsigned char* dynamic_shared() {
+  return machine.current->block->shared.data();
+}
+
+inline void sync_threads(const char* file, int line) {
+  Block& block = *machine.current->block;
+  meet(block.barrier, block.live, "__syncthreads", file, line);
+}
+inline void sync_warp(unsigned mask, const char* file, int line) {
+  Warp& warp = machine.current->block->warps[machine.current->warp()];
+  if (mask != 0xFFFFFFFFu) fail("a part of a warp is not supported here");
+  meet(warp.barrier, warp.live, "__syncwarp", file, line);
+}
+inline void sync_grid(const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
+  if (!machine.cooperative) fail("a barrier of the grid in a launch that is not cooperative");
+  meet(machine.grid_barrier, machine.grid_threads, "sync_grid", file, line);
+}
+// Waits until another block has made the condition true.
+inline void spin_until(
+    std::function<bool()> condition, const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
+  if (!machine.cooperative) fail("waits for another block in a launch that is not cooperative");
+  std::ostringstream words;
+  words << "spin_until at " << file << ":" << line;
+  machine.current->place = words.str();
+  machine.current->condition = std::move(condition);
+  switch_to_scheduler();
+}
+
+// Every lane of the warp gives a value and sees those of all; f(value of a lane) -> result.
+template <class T, class F>
+auto exchange(const T& value, const char* what, const F& f) {
+  static_assert(sizeof(T) <= 64);
+  Fiber& fiber = *machine.current;
+  Warp& warp = fiber.block->warps[fiber.warp()];
+  memcpy(warp.exchange[fiber.lane()], &value, sizeof value);
+  meet(warp.barrier, warp.live, what, "a warp's exchange", 0);
+  const auto result = f([&](int lane) {
+    T other;
+    memcpy(&other, warp.exchange[lane], sizeof other);
+    return other;
+  });
+  meet(warp.barrier, warp.live, what, "a warp's exchange", 1);
+  return result;
+}
+
+// cp.async: bytes 4, 8 or 16, of which the first `read` are read.
+inline void copy_async(void* to, const void* from, int bytes, int read) {
+  if (bytes != 4 && bytes != 8 && bytes != 16) fail("cp.async: expected 4, 8 or 16 bytes");
+  if (reinterpret_cast<uintptr_t>(to) % bytes != 0 ||
+      (read > 0 && reinterpret_cast<uintptr_t>(from) % bytes != 0))
+    fail("cp.async: an address is not a multiple of the size");
+  machine.current->open_group.push_back({to, from, bytes, read});
+}
+inline void copy_async_commit() {
+  Fiber& fiber = *machine.current;
+  fiber.groups.push_back(std::move(fiber.open_group));
+  fiber.open_group.clear();
+}
+// Until at most so many groups are under way.
+inline void copy_async_wait(size_t most) {
+  Fiber& fiber = *machine.current;
+  while (fiber.groups.size() > most) {
+    for (const Copy& copy : fiber.groups.front()) {
+      memset(copy.to, 0, copy.bytes);
+      if (copy.read > 0) memcpy(copy.to, copy.from, copy.read);
+    }
+    fiber.groups.erase(fiber.groups.begin());
+  }
+}
+
+// ldmatrix.x4: lane 8i+r gives the address of row r (8 elements of 16 bits) of matrix i; a lane gets of every
+// matrix the elements 2c and 2c+1 of row r where lane = 4r + c, of the transposed if so asked.
+struct Four {
+  uint32_t registers[4];
+};
+inline Four load_matrices(const void* row, bool transposed) {
+  if (reinterpret_cast<uintptr_t>(row) % 16 != 0) fail("ldmatrix: a row is not aligned to 16 bytes");
+  return exchange(row, "ldmatrix", [&](const auto& of) {
+    const int lane = machine.current->lane(), r = lane / 4, c = 2 * (lane % 4);
+    Four four;
+    for (int i = 0; i < 4; ++i) {
+      uint16_t pair[2];
+      for (int j = 0; j < 2; ++j) {
+        const int from_row = transposed ? c + j : r, from_column = transposed ? r : c + j;
+        memcpy(&pair[j], static_cast<const uint16_t*>(of(8 * i + from_row)) + from_column, sizeof pair[j]);
+      }
+      memcpy(&four.registers[i], pair, sizeof pair);
+    }
+    return four;
+  });
+}
+
+struct Sums {
+  float values[4];
+};
+
+// mma.m16n8k16: a (16x16) and b (16x8) of 16-bit elements that `widen` makes floats of.
+template <class Widen>
+Sums multiply_16x8x16(const Sums& c, const uint32_t (&a)[4], const uint32_t (&b)[2], const Widen& widen) {
+  struct Given {
+    uint16_t a[8], b[4];
+  } given;
+  memcpy(given.a, a, sizeof given.a);
+  memcpy(given.b, b, sizeof given.b);
+  return exchange(given, "mma.m16n8k16", [&](const auto& of) {
+    const int g = machine.current->lane() / 4, t = machine.current->lane() % 4;
+    Sums d = c;
+    for (int i = 0; i < 4; ++i) {
+      const int row = g + 8 * (i / 2), column = 2 * t + i % 2;
+      for (int k = 0; k < 16; ++k) {
+        const int pair = k % 8 / 2, element = k % 2, upper = k / 8;
+        const Given left = of(4 * (row % 8) + pair), right = of(4 * column + pair);
+        d.values[i] +=
+            widen(left.a[2 * (row / 8 + 2 * upper) + element]) * widen(right.b[2 * upper + element]);
+      }
+    }
+    return d;
+  });
+}
+
+// mma.m16n8k8 of floats, of which the instruction reads the upper 19 bits.
+inline Sums multiply_16x8x8(const Sums& c, const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  struct Given {
+    uint32_t a[4], b[2];
+  } given;
+  memcpy(given.a, a, sizeof given.a);
+  memcpy(given.b, b, sizeof given.b);
+  const auto widen = [](uint32_t bits) {
+    bits &= 0xFFFFE000u;
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+  };
+  return exchange(given, "mma.m16n8k8", [&](const auto& of) {
+    const int g = machine.current->lane() / 4, t = machine.current->lane() % 4;
+    Sums d = c;
+    for (int i = 0; i < 4; ++i) {
+      const int row = g + 8 * (i / 2), column = 2 * t + i % 2;
+      for (int k = 0; k < 8; ++k) {
+        const Given left = of(4 * (row % 8) + k % 4), right = of(4 * column + k % 4);
+        d.values[i] += widen(left.a[row / 8 + 2 * (k / 4)]) * widen(right.b[k / 4]);
+      }
+    }
+    return d;
+  });
+}
+
+}  // namespace cuda_on_host
+
+#define threadIdx (cuda_on_host::machine.current->thread)
+#define blockIdx (cuda_on_host::machine.current->block->index)
+#define blockDim (cuda_on_host::machine.block)
+#define gridDim (cuda_on_host::machine.grid)
+
+inline void __syncthreads(const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
+  cuda_on_host::sync_threads(file, line);
+}
+inline void __syncwarp(
+    unsigned mask = 0xFFFFFFFFu, const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
+  cuda_on_host::sync_warp(mask, file, line);
+}
+template <class T>
+T __shfl_xor_sync(unsigned, T value, int mask) {
+  return cuda_on_host::exchange(value, "__shfl_xor_sync", [&](const auto& of) {
+    return of(cuda_on_host::machine.current->lane() ^ mask);
+  });
+}
+template <class T>
+T __shfl_sync(unsigned, T value, int lane) {
+  return cuda_on_host::exchange(value, "__shfl_sync", [&](const auto& of) { return of(lane % 32); });
+}
