@@ -165,9 +165,8 @@ def conv_gru_cell(
     layer = (weight_ih, weight_hh, bias_ih, bias_hh)
     backend, batched = _checked_cell(input, hx, layer, gate_bias, variant)
     if not batched:
-        input, hx, gate_bias = (None if x is None else x.unsqueeze(0) for x in (input, hx, gate_bias))
-    steps = None if input is None else input.unsqueeze(0)
-    biases = None if gate_bias is None else gate_bias.unsqueeze(0)
+        input, hx, gate_bias = _unsqueeze(input, 0), _unsqueeze(hx, 0), _unsqueeze(gate_bias, 0)
+    steps, biases = _unsqueeze(input, 0), _unsqueeze(gate_bias, 0)
     h = _run(backend, steps, hx, layer, biases, None, variant, False, recompute).squeeze(0)
     return h if batched else h.squeeze(0)
 
@@ -206,7 +205,7 @@ def _checked_cell(
         signature = (
             variant,
             backends.selected(),
-            torch.get_autocast_dtype(device_type) if ops.autocast_enabled(device_type) else None,
+            ops.autocast_dtype(device_type),
             forward_ad._current_level,
             *[x if x is None else (x.shape, x.dtype, x.device) for x in (input, hx, gate_bias, *layer)],
         )
@@ -223,8 +222,8 @@ def _checked_cell(
 
 def _choose_backend(weight: Tensor, variant: str) -> backends.Backend:
     device_type, dtype = weight.device.type, weight.dtype
-    if ops.autocast_enabled(device_type) and dtype != torch.float64:
-        dtype = torch.get_autocast_dtype(device_type)
+    if dtype != torch.float64:
+        dtype = ops.autocast_dtype(device_type) or dtype
     return backends.choose(backends.Problem(device_type, dtype, variant, forward_ad._current_level >= 0))
 
 

@@ -59,4 +59,4 @@ def setting() -> str:
 
 def is_fast() -> bool:
     """Whether the setting in force is "fast"."""
-    return _State.setting == "fast"
+    return setting() == "fast"

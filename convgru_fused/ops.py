@@ -243,6 +243,11 @@ def autocast_enabled(device_type: str) -> bool:
     return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
 
 
+def autocast_dtype(device_type: str) -> torch.dtype | None:
+    """The dtype that autocast computes in on device_type; None where it is off."""
+    return torch.get_autocast_dtype(device_type) if autocast_enabled(device_type) else None
+
+
 def autocast(args: Sequence[Any], device_type: str) -> tuple[Any, ...]:
     """args with every floating-point tensor that is not float64 in autocast's dtype for device_type."""
     dtype = torch.get_autocast_dtype(device_type)

@@ -419,24 +419,31 @@ def reference(sample: Sample, dtype: torch.dtype) -> tuple[Tensor, Gradients]:
 # Where the table of tolerances comes from.
 
 
+def _errors(backend: str, sample: Sample) -> dict[str, tuple[float, float]]:
+    """Of the output and each gradient of `sample` in fp32 the largest error against float64, and the rms."""
+    expected_output, expected_gradients = reference(sample, torch.float32)
+    expected = {"output": expected_output, **expected_gradients._asdict()}
+    output, gradients = run(backend, sample, torch.float32)
+    errors = {
+        name: tensor.double() - expected[name]
+        for name, tensor in {"output": output, **gradients._asdict()}.items()
+        if tensor is not None
+    }
+    return {name: (error.abs().max().item(), _rms(error)) for name, error in errors.items()}
+
+
+@cache
+def _errors_of_pytorch(sample: Sample) -> dict[str, tuple[float, float]]:
+    return _errors("eager", sample)
+
+
 def error_ratios(sample: Sample) -> dict[str, tuple[float, float]]:
     """How much larger the fp32 errors of backend "cpu" are than those of "eager": for the output and each
     gradient the ratio of the largest errors against float64 and that of their rms."""
-    expected_output, expected_gradients = reference(sample, torch.float32)
-    expected = {"output": expected_output, **expected_gradients._asdict()}
-
-    def errors(backend: str) -> dict[str, Tensor]:
-        output, gradients = run(backend, sample, torch.float32)
-        named = {"output": output, **gradients._asdict()}
-        return {k: v.double() - expected[k] for k, v in named.items() if v is not None}
-
-    ours, theirs = errors("cpu"), errors("eager")
+    ours = _errors("cpu", sample)
     return {
-        name: (
-            (ours[name].abs().max() / error.abs().max()).item(),
-            _rms(ours[name]) / _rms(error),
-        )
-        for name, error in theirs.items()
+        name: (ours[name][0] / largest, ours[name][1] / rms)
+        for name, (largest, rms) in _errors_of_pytorch(sample).items()
     }
 
 

@@ -29,6 +29,15 @@ PYBIND11_MODULE(_build_info, m) {
       "The instruction set of the CPU kernels: generic, avx2, avx512 or avx512_bf16; "
       "CONVGRU_FUSED_CPU_CAPABILITY lowers it.");
   m.def(
+      "cpu_capabilities",
+      [] {
+        std::vector<std::string> names;
+        for (const auto each : convgru::cpu::kCapabilities)
+          if (each <= convgru::cpu::capability()) names.emplace_back(convgru::cpu::capability_name(each));
+        return names;
+      },
+      "cpu_capability() and the lesser ones before it, which it includes.");
+  m.def(
       "cpu_plan",
       [](int64_t T, int64_t N, int64_t C, int64_t K, int64_t H, int64_t W, int64_t kernel_h, int64_t kernel_w,
          bool cudnn, int64_t itemsize, bool fast, int64_t threads) {
@@ -52,6 +61,5 @@ PYBIND11_MODULE(_build_info, m) {
       py::arg("T"), py::arg("N"), py::arg("C"), py::arg("K"), py::arg("H"), py::arg("W"), py::arg("kernel_h"),
       py::arg("kernel_w"), py::arg("cudnn"), py::arg("itemsize"), py::arg("fast"), py::arg("threads"),
       "The convolutions of a training step of one layer: name, times that it runs, algorithm, input "
-      "channels, output "
-      "channels, tiles, tiles that are worked on together, parts for the threads.");
+      "channels, output channels, tiles, tiles that are worked on together, parts for the threads.");
 }

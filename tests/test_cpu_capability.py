@@ -25,7 +25,7 @@ print(_build_info.cpu_capability())
 def test_every_instruction_set_agrees_with_the_reference(run_python, capability):
     from convgru_fused import _build_info
 
-    if NAMES.index(capability) > NAMES.index(_build_info.cpu_capability()):
+    if capability not in _build_info.cpu_capabilities():
         pytest.skip(f"this machine has no {capability}")
     result = run_python(AGREES, CONVGRU_FUSED_CPU_CAPABILITY=capability)
     assert result.returncode == 0, result.stderr

@@ -222,7 +222,7 @@ def _subtitle(figure: Figure, document: Document) -> None:
     machine, settings = document.machine, document.settings
     device = machine["gpu"]["name"] if machine["gpu"] else f"{machine['cpu']}, {machine['threads']} threads"
     dtype = f"{settings['dtype']}{' TF32' if settings['tf32'] else ''}"
-    strict = " strict" if settings.get("precision") == "strict" else ""
+    strict = " strict" if settings["precision"] == "strict" else ""
     text = f"{device} · {dtype}{strict} · variant {settings['variant']}"
     text += f" · torch {machine['torch']} · {document.created[:10]}"
     figure.suptitle(text, x=0.012, ha="left", fontsize=9, color="#5b6b7a")

@@ -133,7 +133,7 @@ def machine_lines(document: Document) -> str:
     versions = [f"{name} {machine[name]}" for name in ("torch", "triton", "convgru_fused") if machine[name]]
     commit = f" at {machine['commit']}" if machine["commit"] else ""
     tf32 = " with TF32" if settings["tf32"] else ""
-    strict = " strict" if settings.get("precision") == "strict" else ""
+    strict = " strict" if settings["precision"] == "strict" else ""
     what = f"{settings['dtype']}{tf32}{strict}, variant {settings['variant']}, device {machine['device']}"
     gflops, gbytes = document.ceilings["gflops"], document.ceilings["gbytes_per_s"]
     return (

@@ -130,6 +130,7 @@ def load(path: Path) -> Document:
     for name, kind in kinds.items():
         _expect(path, found, name, kind)
     found = {name: found[name] for name in kinds}
+    found["settings"].setdefault("precision", "fast")  # older documents do not say
     for name in ("rows", "lengths"):
         found[name] = records(path, found[name], name)
     if found["video"] is not None:

@@ -27,8 +27,7 @@ Capability chosen() {
   const Capability best = detected();
   const char* wanted = std::getenv(kVariable);
   if (wanted == nullptr) return best;
-  for (const Capability capability :
-       {Capability::kGeneric, Capability::kAvx2, Capability::kAvx512, Capability::kAvx512Bf16}) {
+  for (const Capability capability : kCapabilities) {
     if (std::string(wanted) != capability_name(capability)) continue;
     if (capability > best)
       throw std::runtime_error(

@@ -5,6 +5,8 @@ namespace convgru::cpu {
 
 // Each includes those before it.
 enum class Capability { kGeneric, kAvx2, kAvx512, kAvx512Bf16 };
+constexpr Capability kCapabilities[] = {
+    Capability::kGeneric, Capability::kAvx2, Capability::kAvx512, Capability::kAvx512Bf16};
 
 // The best that this machine has, or the lesser one that the environment variable
 // CONVGRU_FUSED_CPU_CAPABILITY names ("generic", "avx2", "avx512", "avx512_bf16"); read once. Throws

@@ -5,20 +5,16 @@
 
 namespace convgru::cpu {
 
-#define CONVGRU_DECLARE_KERNELS(isa)                                \
-  namespace isa {                                                   \
-  extern const GateKernels<float> kFloatGates;                      \
-  extern const GateKernels<double> kDoubleGates;                    \
-  extern const GateKernels<bfloat16> kBFloat16Gates;                \
-  extern const GateKernels<float16> kFloat16Gates;                  \
-  extern const ConvolutionKernelSet<float> kFloatConvolution;       \
-  extern const ConvolutionKernelSet<double> kDoubleConvolution;     \
-  extern const ConvolutionKernelSet<bfloat16> kBFloat16Convolution; \
-  extern const ConvolutionKernelSet<float16> kFloat16Convolution;   \
-  extern const PointwiseKernels<float> kFloatPointwise;             \
-  extern const PointwiseKernels<double> kDoublePointwise;           \
-  extern const PointwiseKernels<bfloat16> kBFloat16Pointwise;       \
-  extern const PointwiseKernels<float16> kFloat16Pointwise;         \
+#define CONVGRU_DECLARE_TYPE(type, name)                     \
+  extern const GateKernels<type> name##Gates;                \
+  extern const ConvolutionKernelSet<type> name##Convolution; \
+  extern const PointwiseKernels<type> name##Pointwise;
+#define CONVGRU_DECLARE_KERNELS(isa)        \
+  namespace isa {                           \
+  CONVGRU_DECLARE_TYPE(float, kFloat)       \
+  CONVGRU_DECLARE_TYPE(double, kDouble)     \
+  CONVGRU_DECLARE_TYPE(bfloat16, kBFloat16) \
+  CONVGRU_DECLARE_TYPE(float16, kFloat16)   \
   }
 CONVGRU_DECLARE_KERNELS(generic)
 #if defined(__x86_64__)

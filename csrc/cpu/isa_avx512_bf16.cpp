@@ -46,7 +46,7 @@ inline __m512i broadcast(uint32_t pair) {
 }
 
 // Two rows of 32 columns of which the neighbours are a column's elements. The instructions interleave within
-// 128 bits; store_in_order brings the sums of the columns back.
+// 128 bits; in_order brings the sums of the columns back.
 struct Pairs {
   __m512i low, high;
 };

@@ -65,14 +65,13 @@ void PackedConvolution<T>::run(int64_t batch, const Input<T>& input, const Epilo
     });
     return;
   }
-  const Work work =
-      plan_work(kernels_->scheme, shape, sizeof(acc_t<T>), torch::stable::get_num_threads(), channel_unit_);
+  const int64_t threads = torch::stable::get_num_threads();
+  const Work work = plan_work(kernels_->scheme, shape, sizeof(acc_t<T>), threads, channel_unit_);
   const int64_t items = work.items(kernels_->scheme);
   const auto convolve = [&](int64_t begin, int64_t end) {
     kernels_->convolve(
         begin, end, work, input, shape.out, narrow_from_, packed_.get(), epilogue, mode_.not_finite);
   };
-  const int64_t threads = torch::stable::get_num_threads();
   if (work.channel_splits > 1 || items <= threads) return torch::stable::parallel_for(0, items, 1, convolve);
   // A thread that is interrupted leaves more to the others.
   std::atomic<int64_t> next{0};

@@ -4,8 +4,8 @@
 // Products has the products themselves, by templates of the number of rows and outputs:
 //   dot<rows, outs>   y[row * kBlock + o] += sum over i of x[row][i] * w[o][i]
 //   outer<rows>       c[row * kBlock + k] += sum over i of x[row][i] * w[i][k], for k < channels <= kBlock
-//   gradient<rows>    g[row][i] = sum over the pixels of left[pixel][row] * x[pixel][i], i < channels <=
-//   kBlock
+//   gradient<rows>    g[row][i] = sum over the pixels of left[pixel][row] * x[pixel][i], i < channels
+//                     <= kBlock
 // dot and outer read x as copy_row copies it, elements of type X; gradient reads left and x as pack_rows and
 // pack_columns lay them out, in the memory of (pixels + 1) rows of kRows and kBlock elements.
 #pragma once

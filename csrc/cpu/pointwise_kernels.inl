@@ -92,25 +92,12 @@ struct MultiplyAdds {
   template <int kCount>
   static void gradient(
       int64_t pixels, const A* left, const A* x, int64_t channels, T* target, int64_t row_stride) {
-    Vec<A> sum[kCount][2];
-#pragma GCC unroll 16
-    for (int row = 0; row < kCount; ++row) sum[row][0] = sum[row][1] = Vec<A>{};
-    for (int64_t pixel = 0; pixel < pixels; ++pixel) {
-      Vec<A> right[2];
-      for (int v = 0; v < 2; ++v) right[v] = load_vec(x + pixel * kBlock<A> + v * kLanes<A>);
-#pragma GCC unroll 16
-      for (int row = 0; row < kCount; ++row) {
-        const Vec<A> factor = splat(left[pixel * kRows + row]);
-        for (int v = 0; v < 2; ++v) sum[row][v] = fma_vec(factor, right[v], sum[row][v]);
-      }
-    }
-#pragma GCC unroll 16
-    for (int row = 0; row < kCount; ++row) {
-      int v = 0;
+    A sums[kCount * kBlock<A>];
+    multiply<Layout::kColumns, kCount, 2>(left, kRows, x, sums, pixels, false);
+    for (int row = 0; row < kCount; ++row)
       for_lanes<A>(channels, [&](int64_t k, auto lanes) {
-        store(target + row * row_stride + k, sum[row][v++], lanes);
+        store(target + row * row_stride + k, load(sums + row * kBlock<A> + k, lanes), lanes);
       });
-    }
   }
 
  private:

@@ -37,11 +37,6 @@ inline float bits_to_float(uint32_t bits) {
   memcpy(&value, &bits, sizeof value);
   return value;
 }
-inline uint32_t float_to_bits(float value) {
-  uint32_t bits;
-  memcpy(&bits, &value, sizeof bits);
-  return bits;
-}
 inline float half_to_float(uint16_t bits) {
   _Float16 value;
   memcpy(&value, &bits, sizeof value);
@@ -55,26 +50,30 @@ inline uint16_t float_to_half(float value) {
 }
 inline uint16_t float_to_bfloat16(float value) {
   if (value != value) return 0x7FFF;
-  const uint32_t bits = float_to_bits(value);
+  uint32_t bits;
+  memcpy(&bits, &value, sizeof bits);
   return (bits + 0x7FFFu + (bits >> 16 & 1u)) >> 16;
 }
-inline uint32_t float_to_tf32(float value) {
-  return (float_to_bits(value) + 0x1000u) & 0xFFFFE000u;
+
+template <int kPerRegister, class Widen>
+inline void multiply_add(
+    float (&sums)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], const Widen& widen) {
+  const cuda_on_host::Sums d =
+      cuda_on_host::multiply<kPerRegister>({{sums[0], sums[1], sums[2], sums[3]}}, a, b, widen);
+  for (int i = 0; i < 4; ++i) sums[i] = d.values[i];
 }
 
 template <Half kType>
 inline void multiply_add(float (&sums)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  const auto widen = [](uint16_t bits) {
+  multiply_add<2>(sums, a, b, [](uint32_t pair, int which) {
+    const uint16_t bits = pair >> (16 * which);
     return kType == Half::kBFloat16 ? bits_to_float(uint32_t{bits} << 16) : half_to_float(bits);
-  };
-  const cuda_on_host::Sums d =
-      cuda_on_host::multiply_16x8x16({{sums[0], sums[1], sums[2], sums[3]}}, a, b, widen);
-  for (int i = 0; i < 4; ++i) sums[i] = d.values[i];
+  });
 }
 
+// The instruction reads the upper 19 bits.
 inline void multiply_add_tf32(float (&sums)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  const cuda_on_host::Sums d = cuda_on_host::multiply_16x8x8({{sums[0], sums[1], sums[2], sums[3]}}, a, b);
-  for (int i = 0; i < 4; ++i) sums[i] = d.values[i];
+  multiply_add<1>(sums, a, b, [](uint32_t bits, int) { return bits_to_float(bits & 0xFFFFE000u); });
 }
 
 #else
@@ -116,15 +115,12 @@ __device__ __forceinline__ void copy_async_wait() {
 __device__ __forceinline__ float bits_to_float(uint32_t bits) {
   return __uint_as_float(bits);
 }
-__device__ __forceinline__ uint32_t float_to_bits(float value) {
-  return __float_as_uint(value);
-}
 __device__ __forceinline__ float half_to_float(uint16_t bits) {
   float value;
   asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(bits));
   return value;
 }
-// These round to nearest even; to TF32, ties go away from zero, as the instruction has it.
+// These round to nearest even.
 __device__ __forceinline__ uint16_t float_to_half(float value) {
   uint16_t bits;
   asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(value));
@@ -133,11 +129,6 @@ __device__ __forceinline__ uint16_t float_to_half(float value) {
 __device__ __forceinline__ uint16_t float_to_bfloat16(float value) {
   uint16_t bits;
   asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(value));
-  return bits;
-}
-__device__ __forceinline__ uint32_t float_to_tf32(float value) {
-  uint32_t bits;
-  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(value));
   return bits;
 }
 

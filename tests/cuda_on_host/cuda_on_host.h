@@ -90,11 +90,21 @@ class Memory {
   unsigned char* start_;
 };
 
-// Where threads meet. `place` is where in the source the first of them waits.
+// Where in the source a thread waits.
+struct Place {
+  const char *kind = "", *file = "";
+  int line = 0;
+  bool operator==(const Place& other) const {
+    return line == other.line && strcmp(file, other.file) == 0 && strcmp(kind, other.kind) == 0;
+  }
+  std::string words() const { return std::string(kind) + " at " + file + ":" + std::to_string(line); }
+};
+
+// Where threads meet. `place` is that of the first of them.
 struct Barrier {
   int arrived = 0;
   long generation = 0;
-  std::string place;
+  Place place;
 };
 
 struct Copy {
@@ -115,7 +125,7 @@ struct Fiber {
   Barrier* barrier = nullptr;
   long generation = 0;
   std::function<bool()> condition;  // of a spinning thread
-  std::string place;
+  Place place;
   std::vector<Copy> open_group;
   std::vector<std::vector<Copy>> groups;  // committed, oldest first
 #if defined(__SANITIZE_ADDRESS__)
@@ -197,14 +207,11 @@ inline void switch_to(Fiber& fiber) {
   for (;;) switch_to_scheduler();
 }
 
-inline void meet(Barrier& barrier, int expected, const char* kind, const char* file, int line) {
-  std::ostringstream words;
-  words << kind << " at " << file << ":" << line;
-  const std::string place = words.str();
+inline void meet(Barrier& barrier, int expected, const Place& place) {
   if (barrier.arrived == 0)
     barrier.place = place;
-  else if (barrier.place != place)
-    fail("waits at " + place + " while others wait at " + barrier.place);
+  else if (!(barrier.place == place))
+    fail("waits at " + place.words() + " while others wait at " + barrier.place.words());
   if (++barrier.arrived >= expected) {
     barrier.arrived = 0;
     ++barrier.generation;
@@ -234,11 +241,9 @@ inline void run_fiber() {
 #endif
   machine.kernel();
   Fiber& fiber = *machine.current;
-  if (!fiber.open_group.empty() || !fiber.groups.empty()) {
-    bool pending = !fiber.open_group.empty();
-    for (const auto& group : fiber.groups) pending |= !group.empty();
-    if (pending) fail("returns while copies by cp.async are under way");
-  }
+  bool pending = !fiber.open_group.empty();
+  for (const auto& group : fiber.groups) pending |= !group.empty();
+  if (pending) fail("returns while copies by cp.async are under way");
   fiber.done = true;
   leave(fiber.block->warps[fiber.warp()].barrier, fiber.block->warps[fiber.warp()].live);
   leave(fiber.block->barrier, fiber.block->live);
@@ -248,7 +253,7 @@ inline void run_fiber() {
 inline std::string who_waits(const std::vector<Fiber*>& fibers) {
   std::map<std::string, int> places;
   for (const Fiber* fiber : fibers)
-    if (!fiber->done) ++places[fiber->place];
+    if (!fiber->done) ++places[fiber->place.words()];
   std::ostringstream words;
   words << "deadlock:";
   for (const auto& [place, count] : places) words << " " << count << " threads wait in " << place << ";";
@@ -338,24 +343,22 @@ inline unsigned char* dynamic_shared() {
 
 inline void sync_threads(const char* file, int line) {
   Block& block = *machine.current->block;
-  meet(block.barrier, block.live, "__syncthreads", file, line);
+  meet(block.barrier, block.live, {"__syncthreads", file, line});
 }
 inline void sync_warp(unsigned mask, const char* file, int line) {
   Warp& warp = machine.current->block->warps[machine.current->warp()];
   if (mask != 0xFFFFFFFFu) fail("a part of a warp is not supported here");
-  meet(warp.barrier, warp.live, "__syncwarp", file, line);
+  meet(warp.barrier, warp.live, {"__syncwarp", file, line});
 }
 inline void sync_grid(const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
   if (!machine.cooperative) fail("a barrier of the grid in a launch that is not cooperative");
-  meet(machine.grid_barrier, machine.grid_threads, "sync_grid", file, line);
+  meet(machine.grid_barrier, machine.grid_threads, {"sync_grid", file, line});
 }
 // Waits until another block has made the condition true.
 inline void spin_until(
     std::function<bool()> condition, const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
   if (!machine.cooperative) fail("waits for another block in a launch that is not cooperative");
-  std::ostringstream words;
-  words << "spin_until at " << file << ":" << line;
-  machine.current->place = words.str();
+  machine.current->place = {"spin_until", file, line};
   machine.current->condition = std::move(condition);
   switch_to_scheduler();
 }
@@ -367,13 +370,13 @@ auto exchange(const T& value, const char* what, const F& f) {
   Fiber& fiber = *machine.current;
   Warp& warp = fiber.block->warps[fiber.warp()];
   memcpy(warp.exchange[fiber.lane()], &value, sizeof value);
-  meet(warp.barrier, warp.live, what, "a warp's exchange", 0);
+  meet(warp.barrier, warp.live, {what, "a warp's exchange", 0});
   const auto result = f([&](int lane) {
     T other;
     memcpy(&other, warp.exchange[lane], sizeof other);
     return other;
   });
-  meet(warp.barrier, warp.live, what, "a warp's exchange", 1);
+  meet(warp.barrier, warp.live, {what, "a warp's exchange", 1});
   return result;
 }
 
@@ -428,51 +431,26 @@ struct Sums {
   float values[4];
 };
 
-// mma.m16n8k16: a (16x16) and b (16x8) of 16-bit elements that `widen` makes floats of.
-template <class Widen>
-Sums multiply_16x8x16(const Sums& c, const uint32_t (&a)[4], const uint32_t (&b)[2], const Widen& widen) {
-  struct Given {
-    uint16_t a[8], b[4];
-  } given;
-  memcpy(given.a, a, sizeof given.a);
-  memcpy(given.b, b, sizeof given.b);
-  return exchange(given, "mma.m16n8k16", [&](const auto& of) {
-    const int g = machine.current->lane() / 4, t = machine.current->lane() % 4;
-    Sums d = c;
-    for (int i = 0; i < 4; ++i) {
-      const int row = g + 8 * (i / 2), column = 2 * t + i % 2;
-      for (int k = 0; k < 16; ++k) {
-        const int pair = k % 8 / 2, element = k % 2, upper = k / 8;
-        const Given left = of(4 * (row % 8) + pair), right = of(4 * column + pair);
-        d.values[i] +=
-            widen(left.a[2 * (row / 8 + 2 * upper) + element]) * widen(right.b[2 * upper + element]);
-      }
-    }
-    return d;
-  });
-}
-
-// mma.m16n8k8 of floats, of which the instruction reads the upper 19 bits.
-inline Sums multiply_16x8x8(const Sums& c, const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+// mma.m16n8k16 and m16n8k8: a register holds kPerRegister neighbours of a row of a or a column of b, two or
+// one, which widen(register, which) makes floats of. Lane 4g+t has of a rows g and g+8, of b column g, in
+// either half of the depth its t-th register.
+template <int kPerRegister, class Widen>
+Sums multiply(const Sums& c, const uint32_t (&a)[4], const uint32_t (&b)[2], const Widen& widen) {
   struct Given {
     uint32_t a[4], b[2];
   } given;
   memcpy(given.a, a, sizeof given.a);
   memcpy(given.b, b, sizeof given.b);
-  const auto widen = [](uint32_t bits) {
-    bits &= 0xFFFFE000u;
-    float value;
-    memcpy(&value, &bits, sizeof value);
-    return value;
-  };
-  return exchange(given, "mma.m16n8k8", [&](const auto& of) {
+  return exchange(given, "mma", [&](const auto& of) {
+    constexpr int kHalf = 4 * kPerRegister;
     const int g = machine.current->lane() / 4, t = machine.current->lane() % 4;
     Sums d = c;
     for (int i = 0; i < 4; ++i) {
       const int row = g + 8 * (i / 2), column = 2 * t + i % 2;
-      for (int k = 0; k < 8; ++k) {
-        const Given left = of(4 * (row % 8) + k % 4), right = of(4 * column + k % 4);
-        d.values[i] += widen(left.a[row / 8 + 2 * (k / 4)]) * widen(right.b[k / 4]);
+      for (int k = 0; k < 2 * kHalf; ++k) {
+        const int half = k / kHalf, lane = k % kHalf / kPerRegister, which = k % kPerRegister;
+        const Given left = of(4 * (row % 8) + lane), right = of(4 * column + lane);
+        d.values[i] += widen(left.a[row / 8 + 2 * half], which) * widen(right.b[half], which);
       }
     }
     return d;

@@ -211,15 +211,7 @@ int element(int i, int factor) {
 
 template <Half kType>
 uint16_t half_of(int value) {
-  uint16_t bits;
-  if constexpr (kType == Half::kBFloat16) {
-    const float wide = value;
-    memcpy(&bits, reinterpret_cast<const unsigned char*>(&wide) + 2, sizeof bits);
-  } else {
-    const _Float16 narrow = value;
-    memcpy(&bits, &narrow, sizeof bits);
-  }
-  return bits;
+  return kType == Half::kBFloat16 ? float_to_bfloat16(value) : float_to_half(value);
 }
 
 template <Half kType, bool kTransposed>
