@@ -224,7 +224,7 @@ def _call_forward(*args: Any) -> tuple[Tensor, Tensor]:
     if under_transform():
         return _Forward.apply(*args)
     operator = torch.ops.convgru_fused.conv_gru.default
-    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or torch.is_grad_enabled() or torch.is_inference_mode_enabled():
         return operator(*args)
     with torch._C._AutoDispatchBelowAutograd():  # whose rule is in Python, and takes its time to do nothing
         return operator(*args)

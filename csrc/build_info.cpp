@@ -1,5 +1,5 @@
-// What is not a tensor operator: how the extension was built and what the machine can run, for `convgru_fused
-// info`.
+// What is not a tensor operator: how the extension was built, what the machine can run and how far its cores
+// are apart, for `convgru_fused info` and the benchmarks.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -9,6 +9,7 @@
 
 #include "cpu/capability.h"
 #include "cpu/plan.h"
+#include "round_trip.h"
 
 namespace py = pybind11;
 
@@ -37,6 +38,10 @@ PYBIND11_MODULE(_build_info, m) {
         return names;
       },
       "cpu_capability() and the lesser ones before it, which it includes.");
+  m.def(
+      "thread_round_trip", &convgru::thread_round_trip, py::call_guard<py::gil_scoped_release>(),
+      "Nanoseconds in which a cache line goes from one thread to another and back: tens between cores that "
+      "share a cache, hundreds between parts of a processor.");
   m.def(
       "cpu_plan",
       [](int64_t T, int64_t N, int64_t C, int64_t K, int64_t H, int64_t W, int64_t kernel_h, int64_t kernel_w,

@@ -135,7 +135,9 @@ def measure_mode(
         if program is not None:
             programs[contender.name] = program
     say(f"{where}: timing {', '.join(programs)}")
+    before = timing.round_trip_ns(job.device)
     spreads = timing.interleaved(programs, job.device, protocol)
+    after = timing.round_trip_ns(job.device)
     flops = job.workload.flops(job.mode, job.sets[0].x.size(1))
     for name, spread in spreads.items():
         records[name] = replace(
@@ -146,6 +148,7 @@ def measure_mode(
             repetitions=spread.repetitions,
             ms_per_step=spread.median * 1e3 / job.workload.steps,
             gflops=flops / spread.median / 1e9,
+            round_trip_ns=None if before is None or after is None else max(before, after),
         )
     return list(records.values())
 

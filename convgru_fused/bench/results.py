@@ -38,6 +38,7 @@ class Record:
     repetitions: int | None = None
     ms_per_step: float | None = None
     gflops: float | None = None  # by the direct convolution's count
+    round_trip_ns: float | None = None  # between two threads, at that time
     kept_bytes: int | None = None
     peak_bytes: int | None = None
     compile_seconds: float | None = None

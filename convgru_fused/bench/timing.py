@@ -16,6 +16,7 @@ from typing import Protocol as Interface
 
 import torch
 
+from .. import _build_info
 from .stats import percentile
 
 _REST_SECONDS = 0.010
@@ -73,6 +74,14 @@ def synchronize(device: torch.device) -> None:
     """Wait until the device has nothing left to do."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def round_trip_ns(device: torch.device) -> float | None:
+    """How far apart the threads of a CPU are now, as the time in which a cache line goes from one to another
+    and back. None on a GPU or with one thread."""
+    if device.type == "cuda" or torch.get_num_threads() == 1:
+        return None
+    return _build_info.thread_round_trip()
 
 
 def best_of(program: Timed, device: torch.device, calls: int = 3) -> float:

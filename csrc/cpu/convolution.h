@@ -88,7 +88,8 @@ struct Epilogue {
 };
 
 // Where Winograd's algorithm came to an infinity or a NaN, which the direct sum may not have or may have
-// elsewhere: a flag for each sample. Images of several time steps lie one batch after the other.
+// elsewhere: a flag for each sample, none where only the direct sum is at work. Images of several time steps
+// lie one batch after the other.
 struct NotFinite {
   std::atomic<bool>* flags;
   int64_t samples;
@@ -218,6 +219,9 @@ struct ConvolutionKernels {
   void (*convolve)(
       int64_t begin, int64_t end, const Work& work, const Input<T>& input, int64_t out, int64_t narrow_from,
       const A* packed, const Epilogue<T>& epilogue, const NotFinite& not_finite);
+
+  // The first row, counted over all images, of a tile.
+  int64_t (*row_of_tile)(int64_t batch, int64_t height, int64_t width, int64_t tile);
 
   // Weight gradients in three steps. First the tiles first_tile + [begin, end) of a chunk:
   void (*gradient_panels)(

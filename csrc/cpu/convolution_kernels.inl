@@ -445,6 +445,12 @@ void convolve(
   }
 }
 
+template <Scheme kScheme>
+int64_t row_of_tile(int64_t batch, int64_t height, int64_t width, int64_t tile) {
+  const TilePosition position = Tiles<kScheme>(batch, height, width)[tile];
+  return position.image * height + position.top;
+}
+
 template <class T>
 void without_sums(int64_t begin, int64_t end, int64_t out, const Epilogue<T>& epilogue) {
   using A = acc_t<T>;
@@ -629,6 +635,7 @@ constexpr ConvolutionKernels<T> kernels_of() {
       kBlock<acc_t<T>>,
       pack<T, kScheme>,
       convolve<T, kScheme>,
+      row_of_tile<kScheme>,
       gradient_panels<T, kScheme>,
       gradient_products<acc_t<T>, kScheme>,
       gradient_finish<T, kScheme>};

@@ -103,26 +103,36 @@ class Images {
 // Pieces of an image that are transposed at a time, so that one image can occupy all threads.
 constexpr int64_t kTransposePixels = 512;
 
-// Gathers images into dense channels-last memory (count,pixels,channels).
-template <class T>
-void to_channels_last(const std::vector<Image<T>>& images, int64_t channels, int64_t pixels, T* target) {
-  const int64_t pieces = (pixels + kTransposePixels - 1) / kTransposePixels;
-  const int64_t count = static_cast<int64_t>(images.size());
+// Runs f(image, first pixel, pixels) for the pieces of images (steps,samples) in parallel, by the shares of
+// shares.h.
+template <class F>
+void parallel_pieces(int64_t images, int64_t samples, int64_t channels, int64_t pixels, const F& f) {
+  const int64_t pieces = (pixels + kTransposePixels - 1) / kTransposePixels, steps = images / samples;
   parallel_rows(
-      count * pieces, channels * std::min(pixels, kTransposePixels), [&](int64_t begin, int64_t end) {
+      images * pieces, channels * std::min(pixels, kTransposePixels), [&](int64_t begin, int64_t end) {
         for (int64_t item = begin; item < end; ++item) {
-          const Image<T>& image = images[item / pieces];
-          const int64_t first = item % pieces * kTransposePixels,
-                        some = std::min(kTransposePixels, pixels - first);
-          T* piece = target + (item / pieces * pixels + first) * channels;
-          if (image.data == nullptr)
-            memset(static_cast<void*>(piece), 0, some * channels * sizeof(T));
-          else if (image.channels_last)
-            memcpy(static_cast<void*>(piece), image.data + first * channels, some * channels * sizeof(T));
-          else
-            gate_kernels<T>().transpose(channels, some, image.data + first, pixels, piece, channels);
+          const int64_t step = item % steps, piece = item / steps % pieces, sample = item / (steps * pieces);
+          const int64_t first = piece * kTransposePixels;
+          f(step * samples + sample, first, std::min(kTransposePixels, pixels - first));
         }
       });
+}
+
+// Gathers images (steps,samples) into dense channels-last memory (steps,samples,pixels,channels).
+template <class T>
+void to_channels_last(
+    const std::vector<Image<T>>& images, int64_t samples, int64_t channels, int64_t pixels, T* target) {
+  const int64_t count = static_cast<int64_t>(images.size());
+  parallel_pieces(count, samples, channels, pixels, [&](int64_t i, int64_t first, int64_t some) {
+    const Image<T>& image = images[i];
+    T* piece = target + (i * pixels + first) * channels;
+    if (image.data == nullptr)
+      memset(static_cast<void*>(piece), 0, some * channels * sizeof(T));
+    else if (image.channels_last)
+      memcpy(static_cast<void*>(piece), image.data + first * channels, some * channels * sizeof(T));
+    else
+      gate_kernels<T>().transpose(channels, some, image.data + first, pixels, piece, channels);
+  });
 }
 
 template <class T>
@@ -131,34 +141,26 @@ const T* Images<T>::channels_last(int64_t first, int64_t count, Buffer<T>& buffe
   if (buffer.get() == nullptr) buffer = Buffer<T>(count * channels_ * pixels_);
   std::vector<Image<T>> images;
   for (int64_t i = 0; i < count; ++i) images.push_back((*this)[first + i]);
-  to_channels_last(images, channels_, pixels_, buffer.get());
+  to_channels_last(images, samples_, channels_, pixels_, buffer.get());
   return buffer.get();
 }
 
-// Spreads channels-last memory, `stride` elements a pixel, into contiguous images (count,channels,pixels) or,
-// channels last, (count,pixels,channels).
+// Spreads channels-last memory, `stride` elements a pixel, into contiguous images (steps,samples,channels,
+// pixels) or, channels last, (steps,samples,pixels,channels).
 template <class T>
 void from_channels_last(
-    const T* memory, int64_t stride, int64_t count, int64_t channels, int64_t pixels, bool channels_last,
-    T* target) {
-  const int64_t pieces = (pixels + kTransposePixels - 1) / kTransposePixels;
-  parallel_rows(
-      count * pieces, channels * std::min(pixels, kTransposePixels), [&](int64_t begin, int64_t end) {
-        for (int64_t item = begin; item < end; ++item) {
-          const int64_t image = item / pieces, first = item % pieces * kTransposePixels;
-          const int64_t some = std::min(kTransposePixels, pixels - first);
-          const T* piece = memory + (image * pixels + first) * stride;
-          T* target_image = target + image * pixels * channels;
-          if (!channels_last) {
-            gate_kernels<T>().transpose(some, channels, piece, stride, target_image + first, pixels);
-            continue;
-          }
-          for (int64_t pixel = 0; pixel < some; ++pixel)
-            memcpy(
-                static_cast<void*>(target_image + (first + pixel) * channels), piece + pixel * stride,
-                channels * sizeof(T));
-        }
-      });
+    const T* memory, int64_t stride, int64_t images, int64_t samples, int64_t channels, int64_t pixels,
+    bool channels_last, T* target) {
+  parallel_pieces(images, samples, channels, pixels, [&](int64_t image, int64_t first, int64_t some) {
+    const T* piece = memory + (image * pixels + first) * stride;
+    T* target_image = target + image * pixels * channels;
+    if (!channels_last)
+      return gate_kernels<T>().transpose(some, channels, piece, stride, target_image + first, pixels);
+    for (int64_t pixel = 0; pixel < some; ++pixel)
+      memcpy(
+          static_cast<void*>(target_image + (first + pixel) * channels), piece + pixel * stride,
+          channels * sizeof(T));
+  });
 }
 
 }  // namespace convgru::cpu

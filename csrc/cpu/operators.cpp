@@ -44,6 +44,7 @@ Problem describe(const Arguments& arguments, const std::string& variant, bool re
   p.W = images.size(images.dim() - 1);
   p.cudnn = variant == "cudnn";
   p.reverse = reverse;
+  p.mode.not_finite = {nullptr, std::max<int64_t>(1, p.N)};
   const bool wide = weight_hh.scalar_type() == ScalarType::Float;
   // Beside the rounding of 16-bit storage that of a fast algorithm does not count.
   p.mode.numerics = {fast || !wide, weight_hh.scalar_type() == ScalarType::Double, false};
@@ -131,7 +132,7 @@ template <class F>
 std::vector<int64_t> not_finite_samples(const Problem& p, const F& f) {
   const auto flags = std::make_unique<std::atomic<bool>[]>(std::max<int64_t>(1, p.N));
   Problem noted = p;
-  noted.mode.not_finite = {flags.get(), std::max<int64_t>(1, p.N)};
+  noted.mode.not_finite.flags = flags.get();
   f(noted);
   std::vector<int64_t> samples;
   for (int64_t n = 0; n < p.N; ++n)
@@ -159,7 +160,7 @@ std::tuple<Tensor, Tensor> forward_finite(const Arguments& arguments, const Prob
     one.hx = sample_of(arguments.hx, 0, n);
     one.gate_bias = sample_of(arguments.gate_bias, 1, n);
     Problem q = p;
-    q.N = 1;
+    q.N = q.mode.not_finite.samples = 1;
     q.lengths = p.lengths == nullptr ? nullptr : p.lengths + n;
     q.mode.numerics.only_direct = true;
     const auto [output, gates] = forward<T>(one, q, save_gates);

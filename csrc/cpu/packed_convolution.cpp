@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "gates.h"
+#include "shares.h"
 
 namespace convgru::cpu {
 namespace {
@@ -20,6 +21,31 @@ std::vector<int32_t> range(int64_t first, int64_t count) {
   std::vector<int32_t> values(count);
   std::iota(values.begin(), values.end(), static_cast<int32_t>(first));
   return values;
+}
+
+// Tiles of the weight gradients' panels that a thread makes at a time.
+constexpr int64_t kPanelTiles = 16;
+
+// Runs f(begin, end) for items of work, each by the thread that owner names if it can.
+template <class F, class Owner>
+void run_shares(int64_t items, int64_t threads, const F& f, const Owner& owner) {
+  if (items <= threads) return torch::stable::parallel_for(0, items, 1, f);
+  Shares shares(items, threads, owner);
+  torch::stable::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t thread = begin; thread < end; ++thread)
+      for (int64_t i; (i = shares.next(thread)) >= 0;) f(i, i + 1);
+  });
+}
+
+// The thread in whose share of the images a tile is.
+template <class T, class Extents>
+int64_t share_of_tile(
+    const ConvolutionKernels<T>& kernels, const Extents& extents, const Mode& mode, int64_t tile,
+    int64_t threads) {
+  const auto [batch, height, width] = std::tuple(extents.batch, extents.height, extents.width);
+  const int64_t last = extents.tiles(kernels.scheme) - 1;
+  const int64_t row = kernels.row_of_tile(batch, height, width, std::min(tile, last));
+  return share_of_row(row, mode.not_finite.samples, height, threads);
 }
 
 }  // namespace
@@ -72,11 +98,10 @@ void PackedConvolution<T>::run(int64_t batch, const Input<T>& input, const Epilo
     kernels_->convolve(
         begin, end, work, input, shape.out, narrow_from_, packed_.get(), epilogue, mode_.not_finite);
   };
-  if (work.channel_splits > 1 || items <= threads) return torch::stable::parallel_for(0, items, 1, convolve);
-  // A thread that is interrupted leaves more to the others.
-  std::atomic<int64_t> next{0};
-  torch::stable::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = next++; i < items; i = next++) convolve(i, i + 1);
+  if (work.channel_splits > 1) return torch::stable::parallel_for(0, items, 1, convolve);
+  run_shares(items, threads, convolve, [&](int64_t item) {
+    const int64_t middle = item * work.tiles_per_block + work.tiles_per_block / 2;
+    return share_of_tile(*kernels_, work, mode_, middle, threads);
   });
 }
 
@@ -209,8 +234,14 @@ void WeightGradients<T>::add(int64_t batch, const std::vector<Source<T>>& source
   const int64_t tiles = work.tiles(kernels_->scheme);
   for (int64_t first = 0; first < tiles; first += work.tiles_per_chunk) {
     const int64_t count = std::min(work.tiles_per_chunk, tiles - first);
-    torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
-      kernels_->gradient_panels(begin, end, work, first, x, grad, x_panel_.get(), grad_panel_.get());
+    const int64_t threads = torch::stable::get_num_threads(), items = (count + kPanelTiles - 1) / kPanelTiles;
+    const auto panels = [&](int64_t begin, int64_t end) {
+      kernels_->gradient_panels(
+          begin * kPanelTiles, std::min(end * kPanelTiles, count), work, first, x, grad, x_panel_.get(),
+          grad_panel_.get());
+    };
+    run_shares(items, threads, panels, [&](int64_t item) {
+      return share_of_tile(*kernels_, work, mode_, first + item * kPanelTiles, threads);
     });
     torch::stable::parallel_for(0, products, 1, [&](int64_t begin, int64_t end) {
       kernels_->gradient_products(

@@ -226,7 +226,7 @@ class Collection {
       const StoreSums<T> store{channels_last ? target : grad_input_buffer_.get(), C, nullptr};
       grad_input_->run(images, one_source<T>(chunk.d, 3 * K, width_), kernels_.gates.store_sums(store));
       if (!channels_last)
-        from_channels_last<T>(grad_input_buffer_.get(), C, images, C, p_.pixels(), false, target);
+        from_channels_last<T>(grad_input_buffer_.get(), C, images, p_.N, C, p_.pixels(), false, target);
     }
     std::vector<Source<T>> x, h{{chunk.previous, K, K}};
     if (wanted_[kWeightIh])
@@ -281,7 +281,7 @@ class Collection {
     const int64_t width = 3 * p_.K, images = chunk.steps * p_.N, pixels = p_.pixels();
     if (gradient.size(3) * gradient.size(4) == pixels)
       return from_channels_last<T>(
-          chunk.d, width_, images, width, pixels, is_channels_last(gradient),
+          chunk.d, width_, images, p_.N, width, pixels, is_channels_last(gradient),
           data<T>(gradient) + chunk.first * p_.N * pixels * width);
     T* target = data<T>(gradient) + chunk.first * p_.N * width;
     parallel_rows(images, pixels * width, [&](int64_t begin, int64_t end) {
@@ -363,7 +363,7 @@ Gradients backward(
                    end - begin, nullptr, previous.get(),
                    nullptr,     d.get(), rh.get()};
     chunk.grad_output = grad_images.channels_last(chunk.first * p.N, chunk.steps * p.N, grad_buffer);
-    to_channels_last(previous_states(chunk, output_images, hx_images, p), K, p.pixels(), previous.get());
+    to_channels_last(previous_states(chunk, output_images, hx_images, p), p.N, K, p.pixels(), previous.get());
     chunk.gates = recomputation.has_value() ? recomputation->run(chunk)
                                             : data<T>(gates_kept) + chunk.first * p.rows() * width;
     carry.run(chunk);
@@ -373,7 +373,8 @@ Gradients backward(
   if (wanted[kHx]) {
     const bool channels_last = is_channels_last(*arguments.hx);
     gradients[kHx] = empty_images(*arguments.hx, sizes(*arguments.hx), channels_last);
-    from_channels_last(carry.hx_gradient(), K, p.N, K, p.pixels(), channels_last, data<T>(gradients[kHx]));
+    from_channels_last(
+        carry.hx_gradient(), K, p.N, p.N, K, p.pixels(), channels_last, data<T>(gradients[kHx]));
   }
   return gradients;
 }

@@ -73,7 +73,7 @@ class States {
   }
   // To be called when the i-th output is there.
   void finish(int64_t i) const {
-    if (!channels_last_) from_channels_last(output(i), p_.K, p_.N, p_.K, p_.pixels(), false, final(i));
+    if (!channels_last_) from_channels_last(output(i), p_.K, p_.N, p_.N, p_.K, p_.pixels(), false, final(i));
   }
 
  private:

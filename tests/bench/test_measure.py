@@ -94,6 +94,7 @@ def test_records(workload) -> None:
         assert record.repetitions >= 2
         assert record.ms_per_step == pytest.approx(record.median * 1e3 / 3)
         assert record.gflops == pytest.approx(workload.flops(record.mode, 2) / record.median / 1e9)
+        assert (record.round_trip_ns is None) == (torch.get_num_threads() == 1)
         assert (record.kept_bytes is not None) == (record.mode == "train")
         assert record.peak_bytes is None and record.is_ours == (record.contender == "fused")
     assert any("float64 reference" in line for line in lines) and any("timing" in line for line in lines)
