@@ -52,11 +52,28 @@ inline std::vector<int64_t> sizes(const Tensor& tensor) {
   return {tensor.sizes().begin(), tensor.sizes().end()};
 }
 
+// Tensors of so many bytes get memory that is kept.
+constexpr size_t kKeptTensorBytes = size_t(256) << 10;
+
+// An uninitialised contiguous tensor of the dtype of `like`.
+inline Tensor empty_tensor(const Tensor& like, const std::vector<int64_t>& shape) {
+  std::vector<int64_t> strides(shape.size());
+  size_t bytes = like.element_size();
+  for (size_t axis = shape.size(); axis-- > 0; bytes *= shape[axis])
+    strides[axis] = static_cast<int64_t>(bytes / like.element_size());
+  if (bytes < kKeptTensorBytes) return stable::new_empty(like, shape);
+  size_t got = bytes;
+  void* memory = take_tensor_memory(got);
+  return stable::from_blob(memory, shape, strides, like.device(), like.scalar_type(), [got](void* blob) {
+    give_back_tensor_memory(blob, got);
+  });
+}
+
 // An uninitialised (...,C,H,W) like `like`, whose memory is a dense (...,H,W,C) or contiguous.
 inline Tensor empty_images(const Tensor& like, std::vector<int64_t> shape, bool channels_last) {
-  if (!channels_last) return stable::new_empty(like, shape);
+  if (!channels_last) return empty_tensor(like, shape);
   std::rotate(shape.end() - 3, shape.end() - 2, shape.end());
-  const Tensor memory = stable::new_empty(like, shape);
+  const Tensor memory = empty_tensor(like, shape);
   const int64_t dim = memory.dim();
   return stable::transpose(stable::transpose(memory, dim - 2, dim - 1), dim - 3, dim - 2);
 }

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <mutex>
 #include <new>
 #include <vector>
 #if defined(__linux__)
@@ -15,27 +16,79 @@ namespace {
 constexpr size_t kLine = 64;
 
 #if !defined(__SANITIZE_ADDRESS__)
-constexpr size_t kHugePage = size_t(2) << 20;
+constexpr size_t kPage = size_t(4) << 10, kHugePage = size_t(2) << 20;
 // From here on memory is worth a huge page: besides the faults it saves, its addresses in the second-level
 // cache are then not left to chance, which makes up to a quarter of the time.
 constexpr size_t kLarge = size_t(256) << 10;
 
-struct Block {
-  void* memory;
-  size_t bytes;
-};
+size_t round_up(size_t bytes, size_t unit) {
+  return (std::max<size_t>(bytes, 1) + unit - 1) / unit * unit;
+}
 
-// What a thread keeps, oldest first.
-struct Kept {
-  std::vector<Block> blocks;
-  size_t bytes = 0;
+void* allocate_aligned(size_t bytes, size_t alignment) {
+  void* memory = nullptr;
+  if (posix_memalign(&memory, alignment, bytes) != 0) throw std::bad_alloc();
+#if defined(__linux__)
+  if (alignment == kHugePage) madvise(memory, bytes / kPage * kPage, MADV_HUGEPAGE);  // failing is no harm
+#endif
+  return memory;
+}
+
+// Memory that waits for its next use, oldest first.
+class Kept {
+ public:
+  Kept() = default;
   ~Kept() {
-    for (const Block& block : blocks) deallocate(block.memory);
+    for (const Block& block : blocks_) deallocate(block.memory);
   }
+
+  // The smallest block that has room for `bytes` and not more than `most`, or nullptr.
+  void* take(size_t& bytes, size_t most) {
+    auto best = blocks_.end();
+    for (auto block = blocks_.begin(); block != blocks_.end(); ++block)
+      if (block->bytes >= bytes && block->bytes <= most &&
+          (best == blocks_.end() || block->bytes < best->bytes))
+        best = block;
+    if (best == blocks_.end()) return nullptr;
+    void* memory = best->memory;
+    bytes = best->bytes;
+    bytes_ -= bytes;
+    blocks_.erase(best);
+    return memory;
+  }
+
+  void give_back(void* memory, size_t bytes) {
+    blocks_.push_back({memory, bytes});
+    bytes_ += bytes;
+    while (bytes_ > kMostKeptBytes) {
+      const Block oldest = blocks_.front();
+      blocks_.erase(blocks_.begin());
+      bytes_ -= oldest.bytes;
+      deallocate(oldest.memory);
+    }
+  }
+
+ private:
+  struct Block {
+    void* memory;
+    size_t bytes;
+  };
+  std::vector<Block> blocks_;
+  size_t bytes_ = 0;
 };
 
-Kept& kept() {
+Kept& kept_by_thread() {
   static thread_local Kept value;
+  return value;
+}
+
+struct Shared {
+  std::mutex mutex;
+  Kept kept;
+};
+// Never destroyed: tensors may outlive every static object.
+Shared& kept_by_process() {
+  static Shared& value = *new Shared;
   return value;
 }
 #endif
@@ -50,10 +103,6 @@ void* allocate(size_t bytes) {
   return memset(memory, 0xFF, bytes);
 }
 
-void deallocate(void* memory) {
-  std::free(memory);
-}
-
 void* take_memory(size_t& bytes) {
   return allocate(bytes);
 }
@@ -61,50 +110,50 @@ void* take_memory(size_t& bytes) {
 void give_back_memory(void* memory, size_t) {
   deallocate(memory);
 }
+
+void* take_tensor_memory(size_t& bytes) {
+  return allocate(bytes);
+}
+
+void give_back_tensor_memory(void* memory, size_t) {
+  deallocate(memory);
+}
 #else
 void* allocate(size_t bytes) {
   const size_t alignment = bytes >= kLarge ? kHugePage : kLine;
-  const size_t size = (std::max<size_t>(bytes, 1) + alignment - 1) / alignment * alignment;
-  void* memory = std::aligned_alloc(alignment, size);
-  if (memory == nullptr) throw std::bad_alloc();
-#if defined(__linux__)
-  if (alignment == kHugePage) madvise(memory, size, MADV_HUGEPAGE);  // a wish; failing is no harm
-#endif
-  return memory;
+  return allocate_aligned(round_up(bytes, alignment), alignment);
 }
+
+void* take_memory(size_t& bytes) {
+  // Unless most of it would lie idle.
+  void* memory = kept_by_thread().take(bytes, 4 * bytes + kHugePage);
+  return memory != nullptr ? memory : allocate(bytes);
+}
+
+void give_back_memory(void* memory, size_t bytes) {
+  kept_by_thread().give_back(memory, bytes);
+}
+
+void* take_tensor_memory(size_t& bytes) {
+  {
+    Shared& shared = kept_by_process();
+    const std::lock_guard<std::mutex> lock(shared.mutex);
+    void* memory = shared.kept.take(bytes, bytes + bytes / 8);
+    if (memory != nullptr) return memory;
+  }
+  bytes = round_up(bytes, kPage);
+  return allocate_aligned(bytes, bytes >= kHugePage ? kHugePage : kPage);
+}
+
+void give_back_tensor_memory(void* memory, size_t bytes) {
+  Shared& shared = kept_by_process();
+  const std::lock_guard<std::mutex> lock(shared.mutex);
+  shared.kept.give_back(memory, bytes);
+}
+#endif
 
 void deallocate(void* memory) {
   std::free(memory);
 }
-
-void* take_memory(size_t& bytes) {
-  Kept& own = kept();
-  // The smallest that is large enough, unless most of it would lie idle.
-  auto best = own.blocks.end();
-  for (auto block = own.blocks.begin(); block != own.blocks.end(); ++block)
-    if (block->bytes >= bytes && block->bytes <= 4 * bytes + kHugePage &&
-        (best == own.blocks.end() || block->bytes < best->bytes))
-      best = block;
-  if (best == own.blocks.end()) return allocate(bytes);
-  void* memory = best->memory;
-  bytes = best->bytes;
-  own.bytes -= bytes;
-  own.blocks.erase(best);
-  return memory;
-}
-
-void give_back_memory(void* memory, size_t bytes) {
-  Kept& own = kept();
-  own.blocks.push_back({memory, bytes});
-  own.bytes += bytes;
-  while (own.bytes > kMostKeptBytes) {
-    const Block oldest = own.blocks.front();
-    own.blocks.erase(own.blocks.begin());
-    own.bytes -= oldest.bytes;
-    deallocate(oldest.memory);
-  }
-}
-
-#endif
 
 }  // namespace convgru::cpu

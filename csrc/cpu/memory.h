@@ -1,6 +1,6 @@
-// Memory for the kernels: aligned, in huge pages where it is large, and kept by the calling thread for its
-// next call. Memory fresh from the system costs a page fault for every 4 KiB, which is up to a fifth of the
-// time of a call.
+// Memory for the kernels and their results: aligned, in huge pages where it is large, and kept for the next
+// call, scratch memory by the calling thread, that of tensors by the process. Memory fresh from the system
+// costs a page fault for every 4 KiB, which is up to a fifth of the time of a call.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -8,7 +8,7 @@
 
 namespace convgru::cpu {
 
-// At most so much is kept by a thread between calls.
+// At most so much is kept by a thread between calls, and by the process for tensors.
 constexpr size_t kMostKeptBytes = size_t(256) << 20;
 
 // Uninitialised memory, aligned to a cache line at least. Throws std::bad_alloc.
@@ -18,6 +18,11 @@ void deallocate(void* memory);
 // From the memory that this thread keeps; `bytes` is rounded up to what was got.
 void* take_memory(size_t& bytes);
 void give_back_memory(void* memory, size_t bytes);
+
+// The same from what the process keeps, with little to spare, for who may hold it long; any thread may give
+// it back.
+void* take_tensor_memory(size_t& bytes);
+void give_back_tensor_memory(void* memory, size_t bytes);
 
 // Scratch memory of one call. To be destroyed by the thread that made it.
 template <class T>

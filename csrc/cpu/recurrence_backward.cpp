@@ -208,7 +208,7 @@ class Collection {
     for (const int i : {int(kWeightIh), int(kWeightHh)}) {
       if (!wanted[i]) continue;
       const Tensor& weight = i == kWeightIh ? *arguments.weight_ih : arguments.weight_hh;
-      gradients[i] = stable::new_empty(weight, sizes(weight));
+      gradients[i] = empty_tensor(weight, sizes(weight));
     }
     if (wanted[kGateBias]) like(kGateBias, *arguments.gate_bias);
     if (wanted[kBiasIh] || wanted[kBiasHh]) bias_.resize(width_);

@@ -101,7 +101,7 @@ std::tuple<Tensor, Tensor> forward(const Arguments& arguments, const Problem& p,
   const int64_t width = p.gates_kept() * p.K;
   const std::vector<int64_t> gates_shape =
       save_gates ? std::vector<int64_t>{p.T, p.N, p.H, p.W, width} : std::vector<int64_t>{0};
-  const Tensor gates = stable::new_empty(weight_hh, gates_shape);
+  const Tensor gates = empty_tensor(weight_hh, gates_shape);
   if (p.all_rows() == 0) return {output, gates};
 
   const int64_t C = input.has_value() ? input->size(2) : 0, rows_size = p.rows() * 3 * p.K;
