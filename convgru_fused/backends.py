@@ -69,7 +69,7 @@ def _native_refused(device_type: str, dtypes: tuple[torch.dtype, ...], problem: 
     return reasons
 
 
-_CPU_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+_NATIVE_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 BACKENDS: dict[str, Backend] = {
     backend.name: backend
@@ -78,7 +78,14 @@ BACKENDS: dict[str, Backend] = {
             name="cpu",
             description="native C++, one operator for a whole sequence",
             missing=lambda: ops.missing_reason,
-            refused=lambda problem: _native_refused("cpu", _CPU_DTYPES, problem),
+            refused=lambda problem: _native_refused("cpu", _NATIVE_DTYPES, problem),
+            conv_gru=ops.conv_gru,
+        ),
+        Backend(
+            name="cuda",
+            description="native C++ and CUDA, one operator for a whole sequence",
+            missing=lambda: ops.missing_on("CUDA"),
+            refused=lambda problem: _native_refused("cuda", _NATIVE_DTYPES, problem),
             conv_gru=ops.conv_gru,
         ),
         Backend(
@@ -113,7 +120,7 @@ def use_backend(name: str) -> Iterator[None]:
     """Run everything inside the `with` block on one backend; there is no silent fallback from it.
 
     Args:
-        name: "eager" or "cpu"; see `backends()`.
+        name: "eager", "cpu" or "cuda"; see `backends()`.
 
     Raises:
         ValueError: `name` is not a backend, or this installation lacks it. A problem that it cannot run

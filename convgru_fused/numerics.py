@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+from typing import Any
+
+import torch
 
 ENVIRONMENT_VARIABLE = "CONVGRU_FUSED_PRECISION"
 SETTINGS = ("fast", "strict")
@@ -60,3 +63,12 @@ def setting() -> str:
 def is_fast() -> bool:
     """Whether the setting in force is "fast"."""
     return setting() == "fast"
+
+
+def allows_fast(device_type: str) -> bool:
+    """Whether fp32 may be rounded more than its own arithmetic does: on a CPU by this setting, on a GPU by
+    torch's own switch for TF32 in convolutions."""
+    if device_type != "cuda":
+        return is_fast()
+    conv: Any = torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    return conv.fp32_precision == "tf32"

@@ -10,6 +10,7 @@ this module imports all the same and `missing_reason` says why.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,15 @@ def _load() -> str:
 missing_reason = _load()
 
 
+def missing_on(dispatch_key: str) -> str:
+    """Why the compiled operators do not run on tensors with that dispatch key, or ""."""
+    if missing_reason:
+        return missing_reason
+    if torch._C._dispatch_has_kernel_for_dispatch_key("convgru_fused::conv_gru", dispatch_key):
+        return ""
+    return f"the compiled extension has no kernels for {dispatch_key}; CONVGRU_FUSED_CUDA=1 builds them"
+
+
 def conv_gru(
     input: Tensor | None,
     hx: Tensor | None,
@@ -54,7 +64,8 @@ def conv_gru(
     """`eager.conv_gru` as one native operator. save_gates keeps r, z, n for the backward pass, which
     otherwise computes them again from the states."""
     tensors = (input, hx, weight_ih, weight_hh, bias_ih, bias_hh, gate_bias, lengths)
-    output, _ = _call_forward(*tensors, variant, reverse, numerics.is_fast(), save_gates)
+    fast = numerics.allows_fast(weight_hh.device.type)
+    output, _ = _call_forward(*tensors, variant, reverse, fast, save_gates)
     return output
 
 
@@ -259,9 +270,9 @@ def autocast(args: Sequence[Any], device_type: str) -> tuple[Any, ...]:
     )
 
 
-def _conv_gru_autocast(*args: Any) -> tuple[Tensor, Tensor]:
-    with torch.autocast("cpu", enabled=False):
-        return torch.ops.convgru_fused.conv_gru(*autocast(args, "cpu"))
+def _conv_gru_autocast(device_type: str, *args: Any) -> tuple[Tensor, Tensor]:
+    with torch.autocast(device_type, enabled=False):
+        return torch.ops.convgru_fused.conv_gru(*autocast(args, device_type))
 
 
 # vmap: a mapped axis becomes part of N, unless parameters are mapped or their gradients are asked for; then,
@@ -329,7 +340,9 @@ def _register() -> torch.library.Library:
     torch.library.register_vmap(forward, _conv_gru_vmap)
     torch.library.register_vmap(backward, _conv_gru_backward_vmap)
     library = torch.library.Library("convgru_fused", "FRAGMENT")
-    library.impl("conv_gru", _conv_gru_autocast, "AutocastCPU")
+    for device_type in ("cpu", "cuda"):
+        rule = partial(_conv_gru_autocast, device_type)
+        library.impl("conv_gru", rule, f"Autocast{device_type.upper()}")
     return library
 
 

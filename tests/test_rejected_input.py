@@ -483,10 +483,12 @@ def test_unknown_backend():
     refuses(
         lambda: use_backend("cudnn").__enter__(),
         ValueError,
-        "name: expected one of 'cpu', 'eager', got 'cudnn'",
+        "name: expected one of 'cpu', 'cuda', 'eager', got 'cudnn'",
     )
     refuses(
-        lambda: use_backend(None).__enter__(), ValueError, "name: expected one of 'cpu', 'eager', got None"
+        lambda: use_backend(None).__enter__(),
+        ValueError,
+        "name: expected one of 'cpu', 'cuda', 'eager', got None",
     )
 
 

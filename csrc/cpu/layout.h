@@ -1,38 +1,22 @@
 // Memory formats: between the caller's images (...,C,H,W) and the channels-last memory (...,H,W,C) in which
 // the kernels work.
 #pragma once
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-
 #include <algorithm>
 #include <cstring>
-#include <optional>
 #include <vector>
 
+#include "../tensors.h"
 #include "gates.h"
 #include "memory.h"
+#include "shares.h"
 
 namespace convgru::cpu {
-
-namespace stable = torch::stable;
-using stable::Tensor;
-using Optional = std::optional<Tensor>;
-
-template <class T>
-T* data(const Tensor& tensor) {
-  return static_cast<T*>(tensor.data_ptr());
-}
 
 // Runs f(begin, end) on [0, rows) in parallel; width elements a row. A thread gets at least 16k elements:
 // less is not worth waking it.
 template <class F>
 void parallel_rows(int64_t rows, int64_t width, const F& f) {
   stable::parallel_for(0, rows, std::max<int64_t>(1, (16 << 10) / std::max<int64_t>(1, width)), f);
-}
-
-// The same test as _is_channels_last in convgru_fused/ops.py.
-inline bool is_channels_last(const Tensor& images) {
-  return images.stride(images.dim() - 3) == 1;
 }
 
 // Strides that a dense channels-last (...,C,H,W) has, up to axes of size 1.
@@ -46,10 +30,6 @@ inline bool is_dense_channels_last(const Tensor& images) {
     expected *= images.size(axis);
   }
   return true;
-}
-
-inline std::vector<int64_t> sizes(const Tensor& tensor) {
-  return {tensor.sizes().begin(), tensor.sizes().end()};
 }
 
 // Tensors of so many bytes get memory that is kept.
@@ -73,9 +53,7 @@ inline Tensor empty_tensor(const Tensor& like, const std::vector<int64_t>& shape
 inline Tensor empty_images(const Tensor& like, std::vector<int64_t> shape, bool channels_last) {
   if (!channels_last) return empty_tensor(like, shape);
   std::rotate(shape.end() - 3, shape.end() - 2, shape.end());
-  const Tensor memory = empty_tensor(like, shape);
-  const int64_t dim = memory.dim();
-  return stable::transpose(stable::transpose(memory, dim - 2, dim - 1), dim - 3, dim - 2);
+  return channels_first_view(empty_tensor(like, shape));
 }
 
 // One image of `channels` by `pixels` elements: (C,H,W) or, channels last, (H,W,C). No data: zeros.

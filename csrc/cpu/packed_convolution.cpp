@@ -1,7 +1,5 @@
 #include "packed_convolution.h"
 
-#include <torch/csrc/stable/ops.h>
-
 #include <algorithm>
 #include <numeric>
 #include <utility>
@@ -11,11 +9,6 @@
 
 namespace convgru::cpu {
 namespace {
-
-template <class T>
-const T* data(const Tensor& tensor) {
-  return static_cast<const T*>(tensor.data_ptr());
-}
 
 std::vector<int32_t> range(int64_t first, int64_t count) {
   std::vector<int32_t> values(count);

@@ -1,18 +1,14 @@
 // A convolution of the recurrence, ready to run: plan, packed weights, threads.
 #pragma once
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-
 #include <memory>
 #include <vector>
 
+#include "../tensors.h"
 #include "memory.h"
 #include "packed_weights.h"
 #include "plan.h"
 
 namespace convgru::cpu {
-
-using torch::stable::Tensor;
 
 // The arithmetic of a call, and what came of it.
 struct Mode {

@@ -1,31 +1,20 @@
 // The recurrence on the CPU: what forward and backward share. Inside, everything is channels last: a buffer
 // of some time steps is (steps,N,H,W,channels).
 #pragma once
-#include <array>
 #include <optional>
 #include <tuple>
 #include <vector>
 
+#include "../problem.h"
 #include "gates.h"
 #include "layout.h"
 #include "packed_convolution.h"
 
 namespace convgru::cpu {
 
-// What one call is about. T time steps, N batch, C input channels, K hidden channels, H x W pixels.
-struct Problem {
-  int64_t T, N, K, H, W;
-  bool cudnn, reverse;
+struct Problem : convgru::Problem {
   Mode mode;
-  const int64_t* lengths;  // (N,) or nullptr
 
-  int64_t pixels() const { return H * W; }
-  int64_t rows() const { return N * H * W; }
-  int64_t state_size() const { return N * H * W * K; }
-  int64_t all_rows() const { return T * N * H * W; }
-  int64_t gates_kept() const { return cudnn ? 4 : 3; }
-  // The t of the i-th step in the order in which the recurrence visits them.
-  int64_t time(int64_t i) const { return reverse ? T - 1 - i : i; }
   Valid valid(int64_t t) const { return {lengths, t, pixels()}; }
   // Of so many images, for a convolution by the kernel of a weight.
   ConvolutionShape extents(int64_t batch, const Tensor& weight) const {
@@ -37,21 +26,6 @@ struct Problem {
     return lengths == nullptr ? t == T - 1 : t == lengths[n] - 1;
   }
 };
-
-// The tensor arguments of the operators, checked; the weights' memory is dense, biases and lengths
-// contiguous.
-struct Arguments {
-  Optional input;      // (T,N,C,H,W)
-  Optional hx;         // (N,K,H,W)
-  Optional weight_ih;  // (3K,C,kh,kw)
-  Tensor weight_hh;    // (3K,K,kh,kw)
-  Optional bias_ih;    // (3K,)
-  Optional bias_hh;    // (3K,)
-  Optional gate_bias;  // (T,N,3K,H,W) or (T,N,3K,1,1)
-  Optional lengths;    // (N,)
-};
-constexpr int kNumDifferentiable = 7;  // the arguments before lengths
-using Gradients = std::array<Tensor, kNumDifferentiable>;
 
 // States (T,N,K,H,W), and the gates (T,N,H,W,3K) r|z|n, for "cudnn" (T,N,H,W,4K) r|z|n|q; without save_gates
 // (0,).

@@ -329,19 +329,12 @@ template <class T>
 Gradients backward(
     const Tensor& grad_output, const Arguments& arguments, const Tensor& output, const Tensor& gates_kept,
     const Problem& p, const std::vector<bool>& wanted) {
+  // Without a step the state is the initial one, but no output depends on it.
+  if (p.all_rows() == 0) return zero_gradients(arguments, wanted);
   Gradients gradients;
-  const std::array<const Optional, kNumDifferentiable> tensors{
-      arguments.input,   arguments.hx,      arguments.weight_ih, arguments.weight_hh,
-      arguments.bias_ih, arguments.bias_hh, arguments.gate_bias};
-  for (int i = 0; i < kNumDifferentiable; ++i) gradients[i] = stable::new_empty(grad_output, {0});
-  if (p.all_rows() == 0) {
-    for (int i = 0; i < kNumDifferentiable; ++i)
-      if (wanted[i]) gradients[i] = stable::new_zeros(*tensors[i], sizes(*tensors[i]));
-    // Without a step the state is the initial one, but no output depends on it.
-    return gradients;
-  }
-  for (const int i : {int(kBiasIh), int(kBiasHh)})
-    if (wanted[i]) gradients[i] = stable::new_empty(*tensors[i], sizes(*tensors[i]));
+  for (Tensor& gradient : gradients) gradient = stable::new_empty(grad_output, {0});
+  if (wanted[kBiasIh]) gradients[kBiasIh] = stable::new_empty(*arguments.bias_ih, {3 * p.K});
+  if (wanted[kBiasHh]) gradients[kBiasHh] = stable::new_empty(*arguments.bias_hh, {3 * p.K});
 
   const int64_t K = p.K, width = p.gates_kept() * K;
   const int64_t steps = plan_recurrence(arguments, p, sizeof(T)).backward_steps;

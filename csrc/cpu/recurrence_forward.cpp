@@ -93,10 +93,7 @@ std::tuple<Tensor, Tensor> forward(const Arguments& arguments, const Problem& p,
   const Kernels<T> kernels;
   const Tensor& weight_hh = arguments.weight_hh;
   const Optional &input = arguments.input, &hx = arguments.hx;
-  const bool channels_last = is_channels_last(
-      input.has_value() ? *input
-      : hx.has_value()  ? *hx
-                        : *arguments.gate_bias);
+  const bool channels_last = is_channels_last(arguments.images());
   const Tensor output = empty_images(weight_hh, {p.T, p.N, p.K, p.H, p.W}, channels_last);
   const int64_t width = p.gates_kept() * p.K;
   const std::vector<int64_t> gates_shape =

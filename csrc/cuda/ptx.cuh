@@ -37,6 +37,11 @@ inline float bits_to_float(uint32_t bits) {
   memcpy(&value, &bits, sizeof value);
   return value;
 }
+inline uint32_t float_to_bits(float value) {
+  uint32_t bits;
+  memcpy(&bits, &value, sizeof bits);
+  return bits;
+}
 inline float half_to_float(uint16_t bits) {
   _Float16 value;
   memcpy(&value, &bits, sizeof value);
@@ -50,8 +55,7 @@ inline uint16_t float_to_half(float value) {
 }
 inline uint16_t float_to_bfloat16(float value) {
   if (value != value) return 0x7FFF;
-  uint32_t bits;
-  memcpy(&bits, &value, sizeof bits);
+  const uint32_t bits = float_to_bits(value);
   return (bits + 0x7FFFu + (bits >> 16 & 1u)) >> 16;
 }
 
@@ -114,6 +118,9 @@ __device__ __forceinline__ void copy_async_wait() {
 
 __device__ __forceinline__ float bits_to_float(uint32_t bits) {
   return __uint_as_float(bits);
+}
+__device__ __forceinline__ uint32_t float_to_bits(float value) {
+  return __float_as_uint(value);
 }
 __device__ __forceinline__ float half_to_float(uint16_t bits) {
   float value;

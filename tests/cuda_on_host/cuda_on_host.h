@@ -34,6 +34,7 @@
 #define __host__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
+#define __grid_constant__
 #define __restrict__ __restrict
 
 struct dim3 {
@@ -90,6 +91,44 @@ class Memory {
   unsigned char* start_;
 };
 
+// A flow of control with a stack of its own. The system's ucontext asks the kernel for the signal mask at
+// every switch, which takes longer than most of what is between two; so where it can be, the switch is ours:
+// the registers that a function has to preserve, on the stack that is left.
+#if defined(__x86_64__) && !defined(__SANITIZE_ADDRESS__)
+struct Context {
+  void* stack_pointer = nullptr;
+
+  void start(unsigned char* stack, void (*entry)()) {
+    // As if `entry` had been called and had called the switch.
+    void** top = reinterpret_cast<void**>((reinterpret_cast<uintptr_t>(stack) + kStackBytes) / 16 * 16);
+    *--top = nullptr;
+    *--top = reinterpret_cast<void*>(entry);
+    for (int preserved = 0; preserved < 6; ++preserved) *--top = nullptr;
+    stack_pointer = top;
+  }
+};
+__attribute__((naked, noinline)) inline void switch_context(Context&, const Context&) {
+  asm("push %rbp\n push %rbx\n push %r12\n push %r13\n push %r14\n push %r15\n"
+      "mov %rsp, (%rdi)\n mov (%rsi), %rsp\n"
+      "pop %r15\n pop %r14\n pop %r13\n pop %r12\n pop %rbx\n pop %rbp\n ret");
+}
+#else
+struct Context {
+  ucontext_t context;
+
+  void start(unsigned char* stack, void (*entry)()) {
+    getcontext(&context);
+    context.uc_stack.ss_sp = stack;
+    context.uc_stack.ss_size = kStackBytes;
+    context.uc_link = nullptr;
+    makecontext(&context, entry, 0);
+  }
+};
+inline void switch_context(Context& from, const Context& to) {
+  swapcontext(&from.context, &to.context);
+}
+#endif
+
 // Where in the source a thread waits.
 struct Place {
   const char *kind = "", *file = "";
@@ -116,7 +155,7 @@ struct Copy {
 struct Block;
 
 struct Fiber {
-  ucontext_t context;
+  Context context;
   std::unique_ptr<Memory> stack;
   dim3 thread;
   Block* block = nullptr;
@@ -158,7 +197,7 @@ struct Machine {
   unsigned seed = 0;
   dim3 grid, block;
   Fiber* current = nullptr;
-  ucontext_t scheduler;
+  Context scheduler;
 #if defined(__SANITIZE_ADDRESS__)
   void* scheduler_fake_stack = nullptr;
   const void* scheduler_stack = nullptr;
@@ -180,7 +219,7 @@ inline void switch_to_scheduler(bool last = false) {
       last ? nullptr : &fiber.fake_stack, machine.scheduler_stack, machine.scheduler_stack_size);
 #endif
   (void)last;
-  swapcontext(&fiber.context, &machine.scheduler);
+  switch_context(fiber.context, machine.scheduler);
 #if defined(__SANITIZE_ADDRESS__)
   __sanitizer_finish_switch_fiber(fiber.fake_stack, nullptr, nullptr);
 #endif
@@ -191,7 +230,7 @@ inline void switch_to(Fiber& fiber) {
 #if defined(__SANITIZE_ADDRESS__)
   __sanitizer_start_switch_fiber(&machine.scheduler_fake_stack, fiber.stack->data(), kStackBytes);
 #endif
-  swapcontext(&machine.scheduler, &fiber.context);
+  switch_context(machine.scheduler, fiber.context);
 #if defined(__SANITIZE_ADDRESS__)
   __sanitizer_finish_switch_fiber(machine.scheduler_fake_stack, nullptr, nullptr);
 #endif
@@ -284,11 +323,7 @@ inline void run(std::vector<Block*> blocks, std::mt19937& random) {
       fiber.open_group.clear();
       fiber.groups.clear();
       ++block->warps[fiber.warp()].live;
-      getcontext(&fiber.context);
-      fiber.context.uc_stack.ss_sp = fiber.stack->data();
-      fiber.context.uc_stack.ss_size = kStackBytes;
-      fiber.context.uc_link = nullptr;
-      makecontext(&fiber.context, run_fiber, 0);
+      fiber.context.start(fiber.stack->data(), run_fiber);
       fibers.push_back(&fiber);
     }
   }

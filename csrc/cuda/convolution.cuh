@@ -1,0 +1,356 @@
+// The kernels: "same" convolutions as matrix products, their weights packed, epilogues without a convolution.
+//
+// A block computes kTileRows x kTileColumns sums of a convolution, which are rows = pixels and columns =
+// output channels. Nothing is concatenated or unfolded: the depth goes over the sources, of each over the
+// taps of the kernel, of each over its channels, and for every tap the pixels of the tile are loaded anew,
+// shifted. Pieces of the depth go through a ring of stages in shared memory, copied while earlier ones are
+// multiplied.
+#pragma once
+#include "gates.cuh"
+
+namespace convgru::cuda {
+
+// What one thread of a block loads for each piece of the depth.
+template <class T, class Config>
+class Loader {
+ public:
+  CONVGRU_DEVICE Loader(const Convolution<T>& conv, int64_t first_row, int first_column)
+      : conv_(conv), first_column_(first_column) {
+    const int64_t pixels = int64_t{conv.height} * conv.width, rows = conv.batch * pixels;
+#pragma unroll
+    for (int i = 0; i < kRowChunks; ++i) {
+      const int64_t row = first_row + (threadIdx.x + i * Config::kThreads) / kChunksOfRow;
+      const bool exists = row < rows;
+      const int pixel = static_cast<int>(exists ? row % pixels : 0);
+      row_[i] = exists ? row : 0;
+      y_[i] = exists ? pixel / conv.width : -(1 << 24);  // outside of the image, whatever the tap
+      x_[i] = pixel % conv.width;
+    }
+    for (int s = 0; s < conv.source_count; ++s) {
+      const Source<T>& source = conv.sources[s];
+      aligned_ &= reinterpret_cast<uintptr_t>(source.data) % kCopyBytes == 0 &&
+                  source.pixel_stride * sizeof(T) % kCopyBytes == 0;
+    }
+  }
+
+  // The pieces of the depth that the block's columns see.
+  CONVGRU_DEVICE int pieces() const {
+    const int sources = first_column_ >= conv_.narrow_from ? 1 : conv_.source_count;
+    return pieces_of(0) + (sources > 1 ? pieces_of(1) : 0);
+  }
+
+  // Starts to copy a piece of the input to a and of the weights to b.
+  CONVGRU_DEVICE void load(int piece, T* a, T* b) const {
+    const int source = piece < pieces_of(0) ? 0 : 1, within = source == 0 ? piece : piece - pieces_of(0);
+    const int chunks = padded(conv_.sources[source].channels, kDepth<T>) / kDepth<T>;
+    const int tap = within / chunks, channel = within % chunks * kDepth<T>;
+    load_input(
+        conv_.sources[source], tap / conv_.kernel_w - conv_.kernel_h / 2,
+        tap % conv_.kernel_w - conv_.kernel_w / 2, channel, a);
+    const T* packed = conv_.packed + int64_t{piece} * kDepth<T> * conv_.columns + first_column_;
+    for (int i = threadIdx.x; i < kDepth<T> * kChunksOfColumns; i += Config::kThreads) {
+      const int k = i / kChunksOfColumns, column = i % kChunksOfColumns * kChunk;
+      copy_async<kCopyBytes>(b + k * Config::kStrideB + column, packed + int64_t{k} * conv_.columns + column);
+    }
+  }
+
+ private:
+  static constexpr int kChunk = kCopyBytes / static_cast<int>(sizeof(T));  // elements that are copied at once
+  static constexpr int kChunksOfRow = kDepth<T> / kChunk;
+  static constexpr int kChunksOfColumns = Config::kTileColumns / kChunk;
+  static constexpr int kRowChunks = Config::kTileRows * kChunksOfRow / Config::kThreads;
+  static_assert(kRowChunks * Config::kThreads == Config::kTileRows * kChunksOfRow);
+
+  CONVGRU_DEVICE int pieces_of(int source) const {
+    return conv_.kernel_h * conv_.kernel_w * (padded(conv_.sources[source].channels, kDepth<T>) / kDepth<T>);
+  }
+
+  CONVGRU_DEVICE void load_input(const Source<T>& source, int dy, int dx, int first_channel, T* a) const {
+#pragma unroll
+    for (int i = 0; i < kRowChunks; ++i) {
+      const int at = threadIdx.x + i * Config::kThreads, offset = at % kChunksOfRow * kChunk;
+      T* target = a + at / kChunksOfRow * Config::kStrideA + offset;
+      const int y = y_[i] + dy, x = x_[i] + dx, channel = first_channel + offset;
+      const bool inside = y >= 0 && y < conv_.height && x >= 0 && x < conv_.width;
+      int count = inside ? source.channels - channel : 0;
+      count = count < 0 ? 0 : count > kChunk ? kChunk : count;
+      const T* from = source.data;
+      if (count > 0) from += (row_[i] + int64_t{dy} * conv_.width + dx) * source.pixel_stride + channel;
+      if (aligned_) {
+        copy_async<kCopyBytes>(target, from, count * static_cast<int>(sizeof(T)));
+      } else {
+        for (int k = 0; k < kChunk; ++k) target[k] = k < count ? from[k] : narrow<T>(compute_t<T>(0));
+      }
+    }
+  }
+
+  const Convolution<T>& conv_;
+  int first_column_;
+  bool aligned_ = true;
+  int64_t row_[kRowChunks];
+  int y_[kRowChunks], x_[kRowChunks];
+};
+
+template <class T, class Config, class Epilogue>
+__global__ void __launch_bounds__(Config::kThreads)
+    convolve_kernel(const __grid_constant__ Convolution<T> conv, const __grid_constant__ Epilogue epilogue) {
+  using A = compute_t<T>;
+  constexpr int kStages = Config::kStages, kTileRows = Config::kTileRows, kTileColumns = Config::kTileColumns;
+  T* const stages = reinterpret_cast<T*>(dynamic_shared());
+  const int64_t first_row = int64_t{blockIdx.x} * kTileRows;
+  const int first_column = blockIdx.y * kTileColumns;
+  const Loader<T, Config> loader(conv, first_row, first_column);
+  const int pieces = loader.pieces();
+  const auto stage = [&](int piece) { return stages + piece % kStages * Config::kStageElements; };
+  const auto load = [&](int piece) {
+    if (piece < pieces) loader.load(piece, stage(piece), stage(piece) + kTileRows * Config::kStrideA);
+    copy_async_commit();
+  };
+
+  typename Config::Products products;
+  for (int piece = 0; piece < kStages - 1; ++piece) load(piece);
+  for (int piece = 0; piece < pieces; ++piece) {
+    copy_async_wait<kStages - 2>();
+    __syncthreads();  // the piece is there, and everybody is done with the stage that is filled next
+    load(piece + kStages - 1);
+    products.add(stage(piece), stage(piece) + kTileRows * Config::kStrideA);
+  }
+  copy_async_wait<0>();
+  __syncthreads();
+
+  // The sums go through shared memory, so that neighbouring threads have neighbouring channels.
+  A* const sums = reinterpret_cast<A*>(stages);
+  products.store(sums, Config::kSumsStride);
+  __syncthreads();
+  const int64_t left = conv.batch * conv.height * conv.width - first_row;
+  const int rows = left < kTileRows ? static_cast<int>(left) : kTileRows;
+  if constexpr (kThreeGates<Epilogue>) {
+    constexpr int kHidden = kTileColumns / 3;
+    for (int i = threadIdx.x; i < rows * kHidden; i += Config::kThreads) {
+      const int row = i / kHidden, hidden = i % kHidden, channel = first_column / 3 + hidden;
+      const A* c =
+          sums + row * Config::kSumsStride + hidden / kCudnnGroup * (3 * kCudnnGroup) + hidden % kCudnnGroup;
+      if (channel < epilogue.K)
+        apply(epilogue, first_row + row, channel, c[0], c[kCudnnGroup], c[2 * kCudnnGroup]);
+    }
+  } else {
+    for (int i = threadIdx.x; i < rows * kTileColumns; i += Config::kThreads) {
+      const int row = i / kTileColumns, column = i % kTileColumns;
+      if (first_column + column < conv.out)
+        apply(epilogue, first_row + row, first_column + column, sums[row * Config::kSumsStride + column]);
+    }
+  }
+}
+
+// What the configurations have in common: tiles of kRows x kColumns sums, kPad bytes between the rows of the
+// weights in a stage. Eight rows of the input, kCopyBytes of each, fall on different banks.
+template <class T, int kRows, int kColumns, int kPad, int kStageCount, int kThreadCount>
+struct TileConfig {
+  static constexpr int kTileRows = kRows, kTileColumns = kColumns, kStages = kStageCount,
+                       kThreads = kThreadCount;
+  static constexpr int kStrideA = kDepth<T> + kCopyBytes / static_cast<int>(sizeof(T));
+  static constexpr int kStrideB = kTileColumns + kPad / static_cast<int>(sizeof(T));
+  static constexpr int kStageElements = kTileRows * kStrideA + kDepth<T> * kStrideB;
+  static constexpr int kSumsStride = kTileColumns + 4;
+
+  static constexpr size_t shared_bytes() {
+    const size_t stages = size_t{kStages} * kStageElements * sizeof(T);
+    const size_t sums = size_t{kTileRows} * kSumsStride * sizeof(compute_t<T>);
+    return stages > sums ? stages : sums;
+  }
+};
+
+// Multiply-adds, for fp32 that must not be rounded and fp64: every thread has kDown x kAcross sums.
+template <class T, int kColumns>
+using PlainTile = TileConfig<T, 64, kColumns, kCopyBytes, 3, 256>;
+
+template <class T, int kColumns>
+struct PlainConfig : PlainTile<T, kColumns> {
+  using Tile = PlainTile<T, kColumns>;
+
+  struct Products {
+    using A = compute_t<T>;
+    static constexpr int kThreadsAcross = 16, kThreadsDown = Tile::kThreads / kThreadsAcross;
+    static constexpr int kDown = Tile::kTileRows / kThreadsDown, kAcross = kColumns / kThreadsAcross;
+    A sum[kDown][kAcross] = {};
+
+    // Interleaved, so that neighbouring threads read neighbouring elements.
+    CONVGRU_DEVICE static int row(int i) { return threadIdx.x / kThreadsAcross + i * kThreadsDown; }
+    CONVGRU_DEVICE static int column(int j) { return threadIdx.x % kThreadsAcross + j * kThreadsAcross; }
+
+    CONVGRU_DEVICE void add(const T* a, const T* b) {
+#pragma unroll
+      for (int k = 0; k < kDepth<T>; ++k) {
+        A left[kDown], right[kAcross];
+#pragma unroll
+        for (int i = 0; i < kDown; ++i) left[i] = widen(a[row(i) * Tile::kStrideA + k]);
+#pragma unroll
+        for (int j = 0; j < kAcross; ++j) right[j] = widen(b[k * Tile::kStrideB + column(j)]);
+#pragma unroll
+        for (int i = 0; i < kDown; ++i)
+#pragma unroll
+          for (int j = 0; j < kAcross; ++j) sum[i][j] = left[i] * right[j] + sum[i][j];
+      }
+    }
+
+    CONVGRU_DEVICE void store(A* sums, int stride) const {
+#pragma unroll
+      for (int i = 0; i < kDown; ++i)
+#pragma unroll
+        for (int j = 0; j < kAcross; ++j) sums[row(i) * stride + column(j)] = sum[i][j];
+    }
+  };
+};
+
+// The matrix units: four warps, each with 32 x kColumns/2 sums. 16-bit elements, or floats of which the units
+// read what TF32 has.
+template <class T, int kColumns>
+using MatrixTile = TileConfig<T, 64, kColumns, sizeof(T) == 2 ? 16 : 32, sizeof(T) == 2 ? 4 : 3, 128>;
+
+template <class T, int kColumns>
+struct MatrixConfig : MatrixTile<T, kColumns> {
+  using Tile = MatrixTile<T, kColumns>;
+
+  struct Products {
+    static constexpr int kDown = 2, kAcross = kColumns / 2 / 8;     // products of 16 x 8 sums
+    static constexpr int kStep = 32 / static_cast<int>(sizeof(T));  // of the depth, a product
+    float sum[kDown][kAcross][4] = {};
+
+    CONVGRU_DEVICE static int lane() { return threadIdx.x % 32; }
+    CONVGRU_DEVICE static int first_row() { return threadIdx.x / 64 * 32; }
+    CONVGRU_DEVICE static int first_column() { return threadIdx.x / 32 % 2 * (kColumns / 2); }
+
+    CONVGRU_DEVICE void add(const T* a, const T* b) {
+#pragma unroll
+      for (int k = 0; k < kDepth<T>; k += kStep) {
+        uint32_t left[kDown][4], right[kAcross][2];
+#pragma unroll
+        for (int i = 0; i < kDown; ++i)
+          load_matrices<false>(
+              left[i],
+              a + (first_row() + 16 * i + lane() % 16) * Tile::kStrideA + k + lane() / 16 * (kStep / 2));
+        load_right(b + k * Tile::kStrideB + first_column(), right);
+#pragma unroll
+        for (int i = 0; i < kDown; ++i)
+#pragma unroll
+          for (int j = 0; j < kAcross; ++j) {
+            if constexpr (sizeof(T) == 2)
+              multiply_add<kHalfOf<T>>(sum[i][j], left[i], right[j]);
+            else
+              multiply_add_tf32(sum[i][j], left[i], right[j]);
+          }
+      }
+    }
+
+    CONVGRU_DEVICE void store(float* sums, int stride) const {
+#pragma unroll
+      for (int i = 0; i < kDown; ++i)
+#pragma unroll
+        for (int j = 0; j < kAcross; ++j)
+#pragma unroll
+          for (int e = 0; e < 4; ++e)
+            sums
+                [(first_row() + 16 * i + lane() / 4 + e / 2 * 8) * stride + first_column() + 8 * j +
+                 lane() % 4 * 2 + e % 2] = sum[i][j][e];
+    }
+
+   private:
+    CONVGRU_DEVICE static void load_right(const T* b, uint32_t (&right)[kAcross][2]) {
+      if constexpr (sizeof(T) == 2) {
+#pragma unroll
+        for (int j = 0; j < kAcross; j += 2) {
+          uint32_t two[4];
+          load_matrices<true>(two, b + lane() % 16 * Tile::kStrideB + 8 * j + lane() / 16 * 8);
+          right[j][0] = two[0];
+          right[j][1] = two[1];
+          right[j + 1][0] = two[2];
+          right[j + 1][1] = two[3];
+        }
+      } else {
+#pragma unroll
+        for (int j = 0; j < kAcross; ++j)
+#pragma unroll
+          for (int half = 0; half < 2; ++half)
+            right[j][half] = float_to_bits(b[(lane() % 4 + 4 * half) * Tile::kStrideB + 8 * j + lane() / 4]);
+      }
+    }
+  };
+};
+
+// Calls f(i) for every i in [0, count) in some thread of the grid.
+template <class F>
+CONVGRU_DEVICE void for_all(int64_t count, const F& f) {
+  const int64_t step = int64_t{gridDim.x} * blockDim.x;
+  for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < count; i += step) f(i);
+}
+
+constexpr int kElementThreads = 256, kElementBlocks = 4;  // of a multiprocessor
+
+template <class T>
+__global__ void __launch_bounds__(kElementThreads, kElementBlocks)
+    pack_kernel(const __grid_constant__ Weights<T> weights, int columns, int64_t size, T* packed) {
+  const int taps = weights.kernel_h * weights.kernel_w;
+  for_all(size, [&](int64_t i) {
+    const int column = static_cast<int>(i % columns);
+    int64_t row = i / columns;  // of [part][tap][channel]
+    const int64_t first_rows = int64_t{taps} * padded(weights.parts[0].channels, kDepth<T>);
+    const WeightPart<T>& part = weights.parts[row < first_rows ? 0 : 1];
+    row -= row < first_rows ? 0 : first_rows;
+    const int depth = padded(part.channels, kDepth<T>);
+    const int tap = static_cast<int>(row / depth), channel = static_cast<int>(row % depth);
+    int out = column;
+    bool exists = channel < part.channels;
+    if (weights.cudnn) {
+      const int K = weights.out / 3, group = column / (3 * kCudnnGroup), within = column % (3 * kCudnnGroup);
+      const int hidden = group * kCudnnGroup + within % kCudnnGroup;
+      out = within / kCudnnGroup * K + hidden;
+      exists &= hidden < K;
+    }
+    exists &= out < part.outs;
+    const int64_t from = out * part.out_stride + channel * part.in_stride +
+                         tap / weights.kernel_w * part.row_stride +
+                         tap % weights.kernel_w * part.column_stride;
+    packed[i] = exists ? part.data[from] : narrow<T>(compute_t<T>(0));
+  });
+}
+
+template <class T, class Epilogue>
+__global__ void __launch_bounds__(kElementThreads, kElementBlocks)
+    without_sums_kernel(int64_t rows, int channels, const __grid_constant__ Epilogue epilogue) {
+  for_all(rows * channels, [&](int64_t i) {
+    const compute_t<T> zero(0);
+    const int channel = static_cast<int>(i % channels);
+    if constexpr (kThreeGates<Epilogue>)
+      apply(epilogue, i / channels, channel, zero, zero, zero);
+    else
+      apply(epilogue, i / channels, channel, zero);
+  });
+}
+
+template <class T>
+__global__ void __launch_bounds__(kElementThreads, kElementBlocks)
+    previous_states_kernel(const __grid_constant__ PreviousStates<T> args) {
+  for_all(args.steps * args.samples * args.image, [&](int64_t i) {
+    const int64_t t = i / args.image / args.samples, sample = i / args.image % args.samples;
+    const int64_t last = args.lengths == nullptr ? args.steps - 1 : args.lengths[sample] - 1;
+    const bool starts = t == (args.reverse ? last : 0);
+    const int64_t before = args.reverse ? t + 1 : t - 1;
+    if (!starts && before >= 0 && before < args.steps) {
+      args.previous[i] = args.output[i + (before - t) * args.samples * args.image];
+      return;
+    }
+    const bool zero = args.hx == nullptr;
+    args.previous[i] = zero ? narrow<T>(compute_t<T>(0)) : args.hx[sample * args.image + i % args.image];
+  });
+}
+
+template <class T>
+__global__ void __launch_bounds__(kElementThreads, kElementBlocks)
+    valid_images_kernel(const __grid_constant__ ValidImages<T> args) {
+  for_all(args.steps * args.samples * args.image, [&](int64_t i) {
+    const int64_t t = i / args.image / args.samples, sample = i / args.image % args.samples;
+    args.to[i] = t < args.lengths[sample] ? args.from[i] : narrow<T>(compute_t<T>(0));
+  });
+}
+
+}  // namespace convgru::cuda

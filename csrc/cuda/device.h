@@ -1,0 +1,33 @@
+// Where a call runs: the device of its tensors and PyTorch's current stream there; in the tests, the CPU.
+#pragma once
+#include "../tensors.h"
+#include "kernels.h"
+
+#if !defined(CONVGRU_CUDA_ON_HOST)
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>  // with USE_CUDA
+#include <torch/csrc/stable/accelerator.h>
+#endif
+
+namespace convgru::cuda {
+
+// Makes the device of a tensor the current one while it lives.
+class OnDevice {
+ public:
+#if defined(CONVGRU_CUDA_ON_HOST)
+  explicit OnDevice(const Tensor&) {}
+  Stream stream() const { return nullptr; }
+#else
+  explicit OnDevice(const Tensor& tensor) : index_(tensor.get_device_index()), guard_(index_) {}
+  Stream stream() const {
+    void* stream = nullptr;
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(index_, &stream));
+    return stream;
+  }
+
+ private:
+  int32_t index_;
+  stable::accelerator::DeviceGuard guard_;
+#endif
+};
+
+}  // namespace convgru::cuda

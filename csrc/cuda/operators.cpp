@@ -1,0 +1,54 @@
+// The operators of csrc/schemas.h on a GPU: checks and choice of the type. Compiled with CONVGRU_CUDA_ON_HOST
+// (tests/cuda_on_host) they run on CPU tensors, under a name of their own.
+#include <torch/csrc/stable/library.h>
+
+#include "../schemas.h"
+#include "device.h"
+#include "recurrence.h"
+
+namespace convgru::cuda {
+namespace {
+
+std::tuple<Tensor, Tensor> conv_gru(
+    const Optional input, const Optional hx, const Optional weight_ih, const Tensor weight_hh,
+    const Optional bias_ih, const Optional bias_hh, const Optional gate_bias, const Optional lengths,
+    const std::string variant, bool reverse, bool fast, bool save_gates) {
+  const OnDevice device(weight_hh);
+  const auto [arguments, p] =
+      prepare(input, hx, weight_ih, weight_hh, bias_ih, bias_hh, gate_bias, lengths, variant, reverse);
+  const Call call{arguments, p, fast, device.stream()};
+  return dispatch<bfloat16, float16>(
+      weight_hh.scalar_type(), [&](auto zero) { return forward<decltype(zero)>(call, save_gates); });
+}
+
+GradientTuple conv_gru_backward(
+    const Tensor grad_output, const Optional input, const Optional hx, const Optional weight_ih,
+    const Tensor weight_hh, const Optional bias_ih, const Optional bias_hh, const Optional gate_bias,
+    const Optional lengths, const Tensor output, const Tensor gates, const std::string variant, bool reverse,
+    bool fast, const std::vector<bool> output_mask) {
+  const OnDevice device(weight_hh);
+  const auto [arguments, p] =
+      prepare(input, hx, weight_ih, weight_hh, bias_ih, bias_hh, gate_bias, lengths, variant, reverse);
+  check_backward(grad_output, output, gates, weight_hh, output_mask, p);
+  const Call call{arguments, p, fast, device.stream()};
+  const Tensor gates_kept = stable::contiguous(gates);
+  return as_tuple(dispatch<bfloat16, float16>(weight_hh.scalar_type(), [&](auto zero) {
+    return backward<decltype(zero)>(call, grad_output, output, gates_kept, output_mask);
+  }));
+}
+
+}  // namespace
+}  // namespace convgru::cuda
+
+#if defined(CONVGRU_CUDA_ON_HOST)
+STABLE_TORCH_LIBRARY(convgru_fused_cuda_on_host, m) {
+  m.def(CONVGRU_FORWARD_SCHEMA);
+  m.def(CONVGRU_BACKWARD_SCHEMA);
+}
+STABLE_TORCH_LIBRARY_IMPL(convgru_fused_cuda_on_host, CPU, m) {
+#else
+STABLE_TORCH_LIBRARY_IMPL(convgru_fused, CUDA, m) {
+#endif
+  m.impl("conv_gru", TORCH_BOX(&convgru::cuda::conv_gru));
+  m.impl("conv_gru_backward", TORCH_BOX(&convgru::cuda::conv_gru_backward));
+}

@@ -1,0 +1,149 @@
+"""The CUDA backend as nvcc compiles it, for every architecture that is meant: that it compiles, and what the
+machine code needs. Needs the CUDA toolkit, no GPU."""
+
+import os
+import re
+import shutil
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from torch.utils import cpp_extension
+
+ROOT = Path(__file__).parents[1]
+CSRC = ROOT / "csrc"
+NVCC = shutil.which("nvcc")
+ARCHITECTURES = ("80", "86", "89", "90a", "100", "120")
+# Registers at most, of any type on any architecture: what `python tests/test_cuda_builds.py` prints (nvcc
+# 13.0).
+MOST_REGISTERS = {
+    "convolve_kernel matrix 64": 94,
+    "convolve_kernel matrix 96": 123,
+    "convolve_kernel plain 64": 116,
+    "convolve_kernel plain 96": 124,
+    "pack_kernel": 38,
+    "previous_states_kernel": 50,
+    "valid_images_kernel": 38,
+    "without_sums_kernel": 44,
+}
+FLAGS = ("-std=c++20", "-O3", "--expt-relaxed-constexpr")
+
+pytestmark = pytest.mark.skipif(NVCC is None, reason="no nvcc")
+
+
+def nvcc(source: Path, target: Path, architecture: str, *options: str) -> str:
+    """Compiles and returns what the compiler says."""
+    code = f"-gencode=arch=compute_{architecture},code=sm_{architecture}"
+    command = [NVCC, *FLAGS, *options, code, "-Xptxas=-v", source, "-o", target]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return result.stderr
+
+
+def family(name: str) -> str:
+    """A kernel without its type and epilogue: what the bounds are given for."""
+    match = re.match(r"void convgru::cuda::(\w+)<(.*)>\(", name)
+    assert match, name
+    kernel, arguments = match.groups()
+    config = re.search(r"(Plain|Matrix)Config<[^,]*, (?:\(int\))?(\d+)>", arguments)
+    return f"{kernel} {config[1].lower()} {config[2]}" if config else kernel
+
+
+def resources(report: str) -> dict[str, tuple[int, int]]:
+    """Of every family of kernels the most registers and the most bytes of stack and spills."""
+    names = re.findall(r"Compiling entry function '(\S+)'", report)
+    words = subprocess.run(
+        ["c++filt", *names], capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    stacks = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", report)
+    registers = re.findall(r"Used (\d+) registers", report)
+    assert len(words) == len(stacks) == len(registers) > 0
+    found: dict[str, tuple[int, int]] = {}
+    for name, stack, count in zip(words, stacks, registers, strict=True):
+        before = found.get(family(name), (0, 0))
+        found[family(name)] = (max(before[0], int(count)), max(before[1], sum(map(int, stack))))
+    return found
+
+
+def compiled(folder: Path) -> dict[str, dict[str, dict[str, tuple[int, int]]]]:
+    """By architecture and type the resources of all kernels."""
+    sources = sorted(CSRC.glob("cuda/kernels_*.cu"))
+
+    def one(job: tuple[str, Path]) -> dict[str, tuple[int, int]]:
+        architecture, source = job
+        target = folder / f"{source.stem}.sm_{architecture}.cubin"
+        return resources(nvcc(source, target, architecture, "-cubin"))
+
+    jobs = [(architecture, source) for architecture in ARCHITECTURES for source in sources]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        reports = list(pool.map(one, jobs))
+    found: dict[str, dict[str, dict[str, tuple[int, int]]]] = {name: {} for name in ARCHITECTURES}
+    for (architecture, source), report in zip(jobs, reports, strict=True):
+        found[architecture][source.stem.removeprefix("kernels_")] = report
+    return found
+
+
+@pytest.fixture(scope="module")
+def kernels(tmp_path_factory):
+    return compiled(tmp_path_factory.mktemp("cubins"))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_registers_and_spills(kernels, architecture):
+    for dtype, families in kernels[architecture].items():
+        for name, (registers, spilled) in families.items():
+            assert spilled == 0, (dtype, name)
+            assert registers <= MOST_REGISTERS[name], (dtype, name)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "instruction"),
+    [
+        ("bfloat16", "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32"),
+        ("float16", "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32"),
+        ("float32", "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32"),
+    ],
+)
+def test_matrix_instructions(dtype, instruction, tmp_path):
+    target = tmp_path / "kernels.ptx"
+    command = [NVCC, *FLAGS, "-ptx", "-arch=compute_80", CSRC / "cuda" / f"kernels_{dtype}.cu", "-o", target]
+    subprocess.run(command, check=True)
+    ptx = target.read_text()
+    for needed in (instruction, "ldmatrix.sync.aligned", "cp.async.cg.shared.global"):
+        assert needed in ptx
+
+
+@pytest.mark.parametrize("source", sorted(CSRC.glob("cuda/*.cpp")), ids=lambda path: path.name)
+def test_the_rest_compiles_against_this_torch(source, tmp_path):
+    includes = [*cpp_extension.include_paths(), Path(NVCC).resolve().parents[1] / "include"]
+    command = [
+        os.environ.get("CXX", "g++"),
+        "-std=c++20",
+        "-O1",
+        "-fvisibility=hidden",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+    ]
+    command += [
+        "-Wno-unused-parameter",
+        "-Wno-psabi",
+        "-DUSE_CUDA",
+        "-DTORCH_TARGET_VERSION=0x020b000000000000",
+    ]
+    command += [f"-isystem{path}" for path in includes]
+    subprocess.run([*command, "-c", source, "-o", tmp_path / "object.o"], check=True)
+
+
+if __name__ == "__main__":
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as temporary:
+        measured = compiled(Path(temporary))
+    most: dict[str, int] = {}
+    for types in measured.values():
+        for families in types.values():
+            for name, (count, _) in families.items():
+                most[name] = max(most.get(name, 0), count)
+    print(*sorted(most.items()), sep="\n")

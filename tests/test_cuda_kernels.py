@@ -1,0 +1,195 @@
+"""The CUDA backend, kernels and all, on the CPU: csrc/cuda compiled by the host's compiler for the harness of
+tests/cuda_on_host, with its operators under a name of their own, against plain PyTorch in float64. Needs a
+C++ compiler, no GPU and no CUDA toolkit."""
+
+import ctypes
+import os
+import shutil
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils import cpp_extension
+
+from convgru_fused import ops
+from convgru_fused.backends import BACKENDS, Backend
+from convgru_fused.eager import VARIANTS, Gradients
+from convgru_fused.testing import (
+    TOLERANCES,
+    assert_close_to_reference,
+    assert_gradients_close,
+    autograd_gradients,
+    reference,
+    run,
+    sample_inputs,
+)
+
+ROOT = Path(__file__).parents[1]
+HARNESS = ROOT / "tests" / "cuda_on_host"
+COMPILER = os.environ.get("CXX", "g++")
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory):
+    """The compiled backend, loaded."""
+    if shutil.which(COMPILER) is None:
+        pytest.skip(f"no {COMPILER}")
+    folder = tmp_path_factory.mktemp("cuda_on_host")
+    csrc = ROOT / "csrc"
+    sources = [
+        HARNESS / "extension.cpp",
+        csrc / "problem.cpp",
+        *csrc.glob("cuda/*.cpp"),
+        *csrc.glob("cuda/*.cu"),
+    ]
+    flags = [
+        "-std=c++20",
+        "-O2",
+        "-march=native",
+        "-ffp-contract=off",
+        "-fPIC",
+        "-Wno-psabi",
+        "-DCONVGRU_CUDA_ON_HOST",
+        "-include",
+        HARNESS / "cuda_on_host.h",
+    ]
+    flags += ["-DTORCH_TARGET_VERSION=0x020b000000000000"]
+    flags += [f"-I{path}" for path in cpp_extension.include_paths()]
+
+    def compiled(source: Path) -> Path:
+        target = folder / (source.name + ".o")
+        subprocess.run([COMPILER, *flags, "-c", "-x", "c++", source, "-o", target], check=True)
+        return target
+
+    with ThreadPoolExecutor(2) as pool:
+        objects = list(pool.map(compiled, sources))
+    shared = folder / "cuda_on_host.so"
+    torch_libraries = [f"-L{path}" for path in cpp_extension.library_paths()]
+    subprocess.run(
+        [COMPILER, "-shared", *objects, "-o", shared, *torch_libraries, "-ltorch_cpu", "-ltorch"], check=True
+    )
+    torch.ops.load_library(shared)
+    return ctypes.CDLL(str(shared))
+
+
+class _HostRun(torch.autograd.Function):
+    """conv_gru with the gradient that conv_gru_backward gives, both as compiled for the host."""
+
+    @staticmethod
+    def forward(ctx, tf32, save_gates, variant, reverse, *tensors):
+        output, gates = torch.ops.convgru_fused_cuda_on_host.conv_gru(
+            *tensors, variant, reverse, tf32, save_gates
+        )
+        ctx.save_for_backward(*tensors, output, gates)
+        ctx.options = (variant, reverse, tf32)
+        return output
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        mask = list(ctx.needs_input_grad[4 : 4 + ops.NUM_DIFFERENTIABLE])
+        gradients = torch.ops.convgru_fused_cuda_on_host.conv_gru_backward(
+            grad_output, *ctx.saved_tensors, *ctx.options, mask
+        )
+        needed = (g if keep else None for g, keep in zip(gradients, mask, strict=True))
+        return (None, None, None, None, *needed, None)  # lengths
+
+
+@pytest.fixture
+def backend(library, monkeypatch):
+    """The name of the backend on the host, of which run() knows; backend(seed, tf32) sets how it runs."""
+    options = {"tf32": False}
+
+    def conv_gru(*args, save_gates):
+        *tensors, variant, reverse = args
+        return _HostRun.apply(options["tf32"], save_gates, variant, reverse, *tensors)
+
+    name = "cuda on the host"
+    monkeypatch.setitem(BACKENDS, name, Backend(name, "", lambda: "", lambda problem: [], conv_gru))
+
+    def configure(seed=0, tf32=False):
+        library.cuda_on_host_seed(seed)
+        options["tf32"] = tf32
+        return name
+
+    return configure
+
+
+@pytest.mark.parametrize("sample", list(sample_inputs()), ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_output_and_gradients(backend, dtype, sample):
+    output, gradients = run(backend(), sample, dtype)
+    expected_output, expected_gradients = reference(sample, dtype)
+    assert output.dtype == dtype
+    assert_close_to_reference(output, expected_output)
+    assert_gradients_close(gradients, expected_gradients)
+
+
+def samples(*cases):
+    """Those of some cases, in both variants, forward in time."""
+    return [s for s in sample_inputs() if not s.reverse and s.name.removesuffix(f"-{s.variant}") in cases]
+
+
+@pytest.mark.parametrize(
+    "sample", samples("everything", "channels-of-16", "no-input", "one-step-hx"), ids=str
+)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_gradients_from_recomputed_gates(backend, dtype, sample):
+    output, gradients = run(backend(), sample, dtype, save_gates=False)
+    expected_output, expected_gradients = reference(sample, dtype)
+    assert_close_to_reference(output, expected_output)
+    assert_gradients_close(gradients, expected_gradients)
+
+
+@pytest.mark.parametrize("sample", samples("everything", "channels-of-16", "kernel-7x7"), ids=str)
+def test_tf32(backend, sample):
+    """Factors of 10 bits, as float16 has them; held to the same bounds."""
+    output, gradients = run(backend(tf32=True), sample, torch.float32)
+    expected_output, expected_gradients = reference(sample, torch.float32)
+    exact, _ = run(backend(tf32=False), sample, torch.float32)
+    assert not torch.equal(output, exact)
+    assert_close_to_reference(output, expected_output, tolerance=TOLERANCES[torch.float16, "output"])
+    assert_gradients_close(gradients, expected_gradients, tolerance=TOLERANCES[torch.float16, "gradients"])
+
+
+@pytest.mark.parametrize("sample", samples("everything", "channels-of-16-1x5"), ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_same_bits_whoever_goes_first(backend, dtype, sample):
+    """A missing barrier would show."""
+    expected_output, expected_gradients = run(backend(seed=0), sample, dtype)
+    for seed in range(1, 4):
+        output, gradients = run(backend(seed=seed), sample, dtype)
+        assert torch.equal(output, expected_output)
+        for gradient, expected in zip(gradients, expected_gradients, strict=True):
+            assert (gradient is None) == (expected is None)
+            assert gradient is None or torch.equal(gradient, expected)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("asked", [(0,), (1,), (2,), (3,), (4,), (5,), (6,), (1, 3), (2, 5), (0, 6)], ids=str)
+def test_only_the_gradients_asked_for(backend, asked, variant):
+    (sample,) = (s for s in samples("gate-bias") if s.variant == variant)
+    args = sample.arguments(torch.float64)
+    for index in asked:
+        args[index].requires_grad_()
+    output = BACKENDS[backend()].conv_gru(*args, save_gates=True)
+    gradients = autograd_gradients(output, args, sample.grad_output(torch.float64))
+    expected = reference(sample, torch.float64)[1]
+    assert_gradients_close(gradients, Gradients(*(g if i in asked else None for i, g in enumerate(expected))))
+
+
+@pytest.mark.parametrize("sample", samples("everything", "kernel-3x5"), ids=str)
+def test_what_is_past_the_length_does_not_matter(backend, sample):
+    args = sample.arguments(torch.float64, requires_grad=True)
+    with torch.no_grad():
+        for n, length in enumerate(sample.lengths):
+            for images in (args[0], args[6]):
+                if images is not None:
+                    images[length:, n] = float("nan")
+    output = BACKENDS[backend()].conv_gru(*args, save_gates=True)
+    grad_output = sample.grad_output(torch.float64)
+    expected_output, expected_gradients = reference(sample, torch.float64)
+    assert_close_to_reference(output.detach(), expected_output)
+    assert_gradients_close(autograd_gradients(output, args, grad_output), expected_gradients)
