@@ -1,10 +1,11 @@
 """The native operators and the four rules that follow each of them: fake, autograd, autocast, vmap.
 
     convgru_fused::conv_gru            a layer over a whole sequence -> its states, and the gates kept for the
-    backward convgru_fused::conv_gru_backward   its gradient
+                                       backward pass
+    convgru_fused::conv_gru_backward   its gradient
 
-Their schemas are in csrc/ops.cpp, the implementations in csrc/<dispatch key>/. Where the library is not built
-this module imports all the same and `missing_reason` says why.
+Their schemas are in csrc/schemas.h, the implementations in csrc/<dispatch key>/. Where the library is not
+built this module imports all the same and `missing_reason` says why.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ def conv_gru(
 
 
 def _is_channels_last(images: Tensor) -> bool:
-    """Whether (...,C,H,W) lies in memory as (...,H,W,C); the same test as in csrc/cpu/recurrence.cpp."""
+    """Whether (...,C,H,W) lies in memory as (...,H,W,C); the same test as in csrc/tensors.h."""
     return images.stride(-3) == 1
 
 

@@ -42,7 +42,8 @@ struct Arguments {
   // The images whose memory format the output takes.
   const Tensor& images() const { return input.has_value() ? *input : hx.has_value() ? *hx : *gate_bias; }
 };
-constexpr int kNumDifferentiable = 7;  // the arguments before lengths
+// Those before lengths are differentiable: the index of each among the gradients.
+enum Argument { kInput, kHx, kWeightIh, kWeightHh, kBiasIh, kBiasHh, kGateBias, kNumDifferentiable };
 using Gradients = std::array<Tensor, kNumDifferentiable>;
 
 // The arguments of both operators, made ready, and the problem that they describe. Throws if they do not fit
@@ -78,7 +79,7 @@ auto dispatch(torch::headeronly::ScalarType type, const F& f) {
 // Gradients where no step was taken: zeros of those that are wanted, (0,) of the others.
 Gradients zero_gradients(const Arguments& arguments, const std::vector<bool>& wanted);
 
-// What the schemas in csrc/ops.cpp call (Tensor, ...) of seven.
+// What the schema calls (Tensor, ...) of seven.
 using GradientTuple = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 inline GradientTuple as_tuple(const Gradients& g) {
   return {g[0], g[1], g[2], g[3], g[4], g[5], g[6]};

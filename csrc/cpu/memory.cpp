@@ -37,7 +37,6 @@ void* allocate_aligned(size_t bytes, size_t alignment) {
 // Memory that waits for its next use, oldest first.
 class Kept {
  public:
-  Kept() = default;
   ~Kept() {
     for (const Block& block : blocks_) deallocate(block.memory);
   }

@@ -1,4 +1,4 @@
-// The operators of csrc/ops.cpp on the CPU: checks and choice of the type.
+// The operators of csrc/schemas.h on the CPU: checks and choice of the type.
 #include <torch/csrc/stable/library.h>
 #include <torch/headeronly/core/ScalarType.h>
 

@@ -12,6 +12,7 @@
 
 namespace convgru::cpu {
 
+// What one call is about, and its arithmetic.
 struct Problem : convgru::Problem {
   Mode mode;
 

@@ -5,8 +5,6 @@
 namespace convgru::cpu {
 namespace {
 
-enum Argument { kInput, kHx, kWeightIh, kWeightHh, kBiasIh, kBiasHh, kGateBias };
-
 // The buffers of some consecutive time steps, channels last.
 template <class T>
 struct Chunk {

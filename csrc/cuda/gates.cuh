@@ -102,17 +102,23 @@ CONVGRU_DEVICE void apply(
   advance(args.valid, row, i, before, blend(n, before, z), args.state, args.output);
 }
 
+// Whether a row is past its sample's length: then the gradient of its state passes on, and the `count` d from
+// `d` on, K apart, are zero.
+template <class Backward, class T>
+CONVGRU_DEVICE bool passes_on(const Backward& args, int64_t row, int64_t i, compute_t<T> c, T* d, int count) {
+  if (is_valid(args.valid, row)) return false;
+  for (int gate = 0; gate < count; ++gate) d[gate * args.K] = narrow<T>(compute_t<T>(0));
+  args.carry[i] = narrow<T>(widen(args.carry[i]) + c);
+  return true;
+}
+
 template <class T>
 CONVGRU_DEVICE void apply(const CandidateBackward<T>& args, int64_t row, int channel, compute_t<T> c) {
   using A = compute_t<T>;
   const int64_t i = row * args.K + channel;
   const T* gates = args.gates + row * 3 * args.K + channel;
   T* d = args.d + row * 3 * args.K + channel;
-  if (!is_valid(args.valid, row)) {
-    d[args.K] = d[2 * args.K] = narrow<T>(A(0));
-    args.carry[i] = narrow<T>(widen(args.carry[i]) + c);
-    return;
-  }
+  if (passes_on(args, row, i, c, d + args.K, 2)) return;
   const A z = widen(gates[args.K]), n = widen(gates[2 * args.K]);
   const A dh = widen(args.grad_output[i]) + widen(args.carry[i]) + c;
   d[args.K] = narrow<T>(dh * (n - widen(args.h[i])) * sigmoid_derivative(z));
@@ -136,11 +142,7 @@ CONVGRU_DEVICE void apply(const CudnnStepBackward<T>& args, int64_t row, int cha
   const int64_t i = row * args.K + channel;
   const T* gates = args.gates + row * 4 * args.K + channel;
   T* d = args.d + row * 4 * args.K + channel;
-  if (!is_valid(args.valid, row)) {
-    for (int gate = 0; gate < 4; ++gate) d[gate * args.K] = narrow<T>(A(0));
-    args.carry[i] = narrow<T>(widen(args.carry[i]) + c);
-    return;
-  }
+  if (passes_on(args, row, i, c, d, 4)) return;
   const A r = widen(gates[0]), z = widen(gates[args.K]);
   const A n = widen(gates[2 * args.K]), q = widen(gates[3 * args.K]);
   const A dh = widen(args.grad_output[i]) + widen(args.carry[i]) + c;

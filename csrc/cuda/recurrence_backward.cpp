@@ -8,8 +8,6 @@
 namespace convgru::cuda {
 namespace {
 
-enum Argument { kInput, kHx, kWeightIh, kWeightHh, kBiasIh, kBiasHh, kGateBias };
-
 // All steps of the call, channels last.
 template <class T>
 struct Steps {
