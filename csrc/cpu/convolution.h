@@ -174,6 +174,7 @@ struct GradientWork {
   int64_t kernel_h, kernel_w;
   int64_t in, out;  // channels of all sources and of the output's gradient
   int64_t tiles_per_chunk;
+  int64_t slices;  // ranges of the tiles that are summed up apart
   bool ragged;  // a source's channels are not a multiple of a cache line: rows of a panel need room for more
   GradientTerm terms[kMostGradientTerms];
   int term_count;
@@ -199,6 +200,12 @@ struct BlockRange {
 CONVGRU_INLINE BlockRange blocks_of(const GradientTerm& term, int64_t block) {
   const int64_t first = term.first_out / block;
   return {first, (term.first_out + term.out + block - 1) / block - first};
+}
+
+// Elements of a term's sums, for all positions.
+CONVGRU_INLINE int64_t
+gradient_sums(const Scheme& scheme, const GradientTerm& term, int64_t block, int64_t taps) {
+  return scheme.positions() * blocks_of(term, block).count * block * taps * term.in;
 }
 
 // The kernels of one scheme for images of T.

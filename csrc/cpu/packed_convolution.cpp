@@ -186,7 +186,7 @@ WeightGradients<T>::WeightGradients(
       choose_algorithm(shape, mode.numerics, /*weight_gradient=*/true), shape.kernel_h, shape.kernel_w);
   const Scheme& scheme = kernels_->scheme;
   work_ = {
-      shape.batch, shape.height, shape.width, shape.kernel_h, shape.kernel_w, shape.in, out, 1, false, {}, 0};
+      shape.batch, shape.height, shape.width, shape.kernel_h, shape.kernel_w, shape.in, out, 1, 1, false, {}, 0};
   for (const int64_t count : channels) work_.ragged |= count % (64 / sizeof(A)) != 0;
   for (const Term& term : terms) {
     term_sources_.push_back(term.source);
@@ -195,14 +195,46 @@ WeightGradients<T>::WeightGradients(
   }
   in_place_ = once && reads_weights_in_place(shape);
   if (in_place_) return;
+  plan_gradient(scheme, sizeof(A), kernels_->channel_block, torch::stable::get_num_threads(), work_);
+  for (int t = 0; t < work_.term_count; ++t) sums_[t] = Buffer<A>(work_.slices * sums_size(t));
+}
+
+template <class T>
+WeightGradients<T>::Panels::Panels(const ConvolutionKernels<T>& kernels, const GradientWork& work) {
+  const int64_t positions = kernels.scheme.positions(), tiles = work.tiles_per_chunk;
+  x = Buffer<A>(positions * position_stride<A>(tiles * work.template x_stride<A>(kernels.scheme)));
+  grad = Buffer<A>(positions * position_stride<A>(kernels.blocks(work.out) * tiles * kernels.channel_block));
+}
+
+template <class T>
+int64_t WeightGradients<T>::sums_size(int term) const {
+  const Scheme& scheme = kernels_->scheme;
+  return gradient_sums(scheme, work_.terms[term], kernels_->channel_block, work_.taps(scheme));
+}
+
+// Items of the products of a chunk.
+template <class T>
+int64_t WeightGradients<T>::products() const {
   const int64_t block = kernels_->channel_block;
-  plan_gradient(scheme, sizeof(A), block, torch::stable::get_num_threads(), work_);
-  const int64_t positions = scheme.positions(), tiles = work_.tiles_per_chunk, taps = work_.taps(scheme);
-  x_panel_ = Buffer<A>(positions * position_stride<A>(tiles * work_.x_stride<A>(scheme)));
-  grad_panel_ = Buffer<A>(positions * position_stride<A>(kernels_->blocks(out) * tiles * block));
-  for (int t = 0; t < work_.term_count; ++t)
-    sums_[t] =
-        Buffer<A>(positions * blocks_of(work_.terms[t], block).count * block * taps * work_.terms[t].in);
+  int64_t items = 0;
+  for (const GradientTerm* term = work_.terms; term != work_.terms + work_.term_count; ++term)
+    items += kernels_->scheme.positions() * blocks_of(*term, block).count * term->row_splits;
+  return items;
+}
+
+// Calls f(chunk) for the chunks of a slice.
+template <class T>
+template <class F>
+void WeightGradients<T>::for_chunks(const Images& images, int64_t slice, const F& f) const {
+  const int64_t tiles = images.work.tiles(kernels_->scheme);
+  const int64_t begin = tiles * slice / work_.slices, end = tiles * (slice + 1) / work_.slices;
+  Chunk chunk{};
+  for (int t = 0; t < work_.term_count; ++t) chunk.sums[t] = sums_[t].get() + slice * sums_size(t);
+  for (chunk.first = begin; chunk.first < end; chunk.first += work_.tiles_per_chunk) {
+    chunk.count = std::min(work_.tiles_per_chunk, end - chunk.first);
+    chunk.accumulate = started_ || chunk.first > begin;
+    f(chunk);
+  }
 }
 
 template <class T>
@@ -212,36 +244,57 @@ void WeightGradients<T>::add(int64_t batch, const std::vector<Source<T>>& source
     grad_ = grad;
     return;
   }
-  GradientWork work = work_;
-  work.batch = batch;
-  GradientInput<T> x{{}, static_cast<int>(sources.size())};
-  std::copy(sources.begin(), sources.end(), x.sources);
-  A* sums[kMostGradientTerms] = {};
-  int64_t products = 0;
-  for (int t = 0; t < work.term_count; ++t) {
-    const GradientTerm& term = work.terms[t];
-    sums[t] = sums_[t].get();
-    products +=
-        kernels_->scheme.positions() * blocks_of(term, kernels_->channel_block).count * term.row_splits;
-  }
-  const int64_t tiles = work.tiles(kernels_->scheme);
-  for (int64_t first = 0; first < tiles; first += work.tiles_per_chunk) {
-    const int64_t count = std::min(work.tiles_per_chunk, tiles - first);
-    const int64_t threads = torch::stable::get_num_threads(), items = (count + kPanelTiles - 1) / kPanelTiles;
-    const auto panels = [&](int64_t begin, int64_t end) {
-      kernels_->gradient_panels(
-          begin * kPanelTiles, std::min(end * kPanelTiles, count), work, first, x, grad, x_panel_.get(),
-          grad_panel_.get());
+  Images images{work_, {{}, static_cast<int>(sources.size())}, grad};
+  images.work.batch = batch;
+  std::copy(sources.begin(), sources.end(), images.x.sources);
+  const int64_t threads = torch::stable::get_num_threads(), slices = work_.slices;
+  if (slices > 1 && slices >= threads) {
+    const int64_t tiles = images.work.tiles(kernels_->scheme);
+    const auto add_slices = [&](int64_t begin, int64_t end) {
+      for (int64_t slice = begin; slice < end; ++slice) add_by_one(images, slice);
     };
-    run_shares(items, threads, panels, [&](int64_t item) {
-      return share_of_tile(*kernels_, work, mode_, first + item * kPanelTiles, threads);
+    run_shares(slices, threads, add_slices, [&](int64_t slice) {
+      return share_of_tile(*kernels_, images.work, mode_, tiles * (2 * slice + 1) / (2 * slices), threads);
     });
-    torch::stable::parallel_for(0, products, 1, [&](int64_t begin, int64_t end) {
-      kernels_->gradient_products(
-          begin, end, work, first, count, started_, x_panel_.get(), grad_panel_.get(), sums);
-    });
-    started_ = true;
+  } else {
+    const Panels panels(*kernels_, work_);
+    for (int64_t slice = 0; slice < slices; ++slice)
+      for_chunks(images, slice, [&](const Chunk& chunk) { add_by_all(images, chunk, panels, threads); });
   }
+  started_ = true;
+}
+
+// A slice by the calling thread, which reads nothing that another has written.
+template <class T>
+void WeightGradients<T>::add_by_one(const Images& images, int64_t slice) const {
+  const Panels panels(*kernels_, work_);
+  for_chunks(images, slice, [&](const Chunk& chunk) {
+    kernels_->gradient_panels(
+        0, chunk.count, images.work, chunk.first, images.x, images.grad, panels.x.get(), panels.grad.get());
+    kernels_->gradient_products(
+        0, products(), images.work, chunk.first, chunk.count, chunk.accumulate, panels.x.get(),
+        panels.grad.get(), chunk.sums);
+  });
+}
+
+// A chunk by all threads: first the panels, then the products of all positions.
+template <class T>
+void WeightGradients<T>::add_by_all(
+    const Images& images, const Chunk& chunk, const Panels& panels, int64_t threads) const {
+  const auto make_panels = [&](int64_t begin, int64_t end) {
+    kernels_->gradient_panels(
+        begin * kPanelTiles, std::min(end * kPanelTiles, chunk.count), images.work, chunk.first, images.x,
+        images.grad, panels.x.get(), panels.grad.get());
+  };
+  const int64_t items = (chunk.count + kPanelTiles - 1) / kPanelTiles;
+  run_shares(items, threads, make_panels, [&](int64_t item) {
+    return share_of_tile(*kernels_, images.work, mode_, chunk.first + item * kPanelTiles, threads);
+  });
+  torch::stable::parallel_for(0, products(), 1, [&](int64_t begin, int64_t end) {
+    kernels_->gradient_products(
+        begin, end, images.work, chunk.first, chunk.count, chunk.accumulate, panels.x.get(),
+        panels.grad.get(), chunk.sums);
+  });
 }
 
 template <class T>
@@ -258,9 +311,18 @@ void WeightGradients<T>::finish(int term, T* gradient) const {
     });
     return;
   }
+  A* const sums = sums_[term].get();
+  if (work_.slices > 1) {
+    const int64_t size = sums_size(term);
+    constexpr int64_t kColumns = 4096;  // that a thread takes at a time
+    torch::stable::parallel_for(0, (size + kColumns - 1) / kColumns, 1, [&](int64_t begin, int64_t end) {
+      gate_kernels<A>().sum_rows(
+          begin * kColumns, std::min(end * kColumns, size), work_.slices - 1, size, sums + size, sums);
+    });
+  }
   const int64_t blocks = blocks_of(which, kernels_->channel_block).count;
   torch::stable::parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
-    kernels_->gradient_finish(begin, end, work_, which, sums_[term].get(), gradient, mode_.not_finite);
+    kernels_->gradient_finish(begin, end, work_, which, sums, gradient, mode_.not_finite);
   });
 }
 

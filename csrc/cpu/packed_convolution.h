@@ -78,7 +78,8 @@ class WeightGradients {
     int64_t first_out, out;
   };
 
-  // channels: of the sources. extents: of the images of one call of add, and of the kernel. once: add will be
+  // channels: of the sources. extents: of the images of the first call of add, no later one may have more, and
+  // of the kernel. once: add will be
   // called once, and what it gets will stay where it is until the last call of finish.
   WeightGradients(
       const std::vector<int64_t>& channels, int64_t out, const std::vector<Term>& terms,
@@ -87,7 +88,8 @@ class WeightGradients {
   // Adds what `batch` images give: the sources and the gradient of all outputs.
   void add(int64_t batch, const std::vector<Source<T>>& sources, const Source<T>& grad);
 
-  // The sum for one term, dense (out,in,kh,kw). At least one image has been added.
+  // The sum for one term, dense (out,in,kh,kw); once, after the last call of add. At least one image has been
+  // added.
   void finish(int term, T* gradient) const;
 
  private:
@@ -95,7 +97,31 @@ class WeightGradients {
   const ConvolutionKernels<T>* kernels_;
   GradientWork work_{};
   Mode mode_;
-  Buffer<A> x_panel_, grad_panel_, sums_[kMostGradientTerms];
+  // What a call of add gets.
+  struct Images {
+    GradientWork work;
+    GradientInput<T> x;
+    const Source<T>& grad;
+  };
+  // Some tiles of a slice.
+  struct Chunk {
+    int64_t first, count;
+    bool accumulate;
+    A* sums[kMostGradientTerms];
+  };
+  // The panels of a chunk.
+  struct Panels {
+    Panels(const ConvolutionKernels<T>& kernels, const GradientWork& work);
+    Buffer<A> x, grad;
+  };
+  int64_t products() const;
+  int64_t sums_size(int term) const;
+  template <class F>
+  void for_chunks(const Images& images, int64_t slice, const F& f) const;
+  void add_by_one(const Images& images, int64_t slice) const;
+  void add_by_all(const Images& images, const Chunk& chunk, const Panels& panels, int64_t threads) const;
+
+  Buffer<A> sums_[kMostGradientTerms];  // [slices][sums_size]
   bool started_ = false;
   // The gradients of weights that are read in place are written in place.
   bool in_place_ = false;

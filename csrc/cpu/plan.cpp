@@ -13,8 +13,14 @@ constexpr Algorithm kAlgorithms[] = {Algorithm::kDirect, Algorithm::kWinograd2, 
 
 // Of the second-level cache, for the panel and the products of a block of tiles.
 constexpr int64_t kPanelBytes = 400 << 10;
-// Of the third-level cache, for the panels of a chunk of a weight gradient.
+// Of the third-level cache, for the panels of a chunk of a weight gradient, of one of its slices, and for the
+// sums of all slices.
 constexpr int64_t kGradientPanelBytes = 4 << 20;
+constexpr int64_t kSlicePanelBytes = 2 << 20;
+constexpr int64_t kSliceSumBytes = 12 << 20;
+// Tiles that are worth a slice.
+constexpr int64_t kSliceTiles = 64;
+constexpr int64_t kMostSlices = 16;
 // Rows of such a panel that are multiplied with all output channels one after the other, so that they stay in
 // the second-level cache.
 constexpr int64_t kGradientRows = 112;
@@ -140,10 +146,19 @@ void plan_gradient(
     const Scheme& scheme, int64_t itemsize, int64_t channel_block, int64_t threads, GradientWork& work) {
   const int64_t tiles = std::max<int64_t>(1, work.tiles(scheme)), taps = work.taps(scheme);
   const int64_t bytes = scheme.positions() * (taps * work.in + work.out) * itemsize;
-  // The panels of a chunk are shared by all threads; its length must not depend on their number.
-  const int64_t most = std::clamp<int64_t>(kGradientPanelBytes / bytes / 64 * 64, 128, 1024);
-  const int64_t chunks = (tiles + most - 1) / most;
-  work.tiles_per_chunk = (tiles + chunks - 1) / chunks;
+  int64_t sums = 0;
+  for (const GradientTerm* term = work.terms; term != work.terms + work.term_count; ++term)
+    sums += gradient_sums(scheme, *term, channel_block, taps);
+  // Neither slices nor chunks may depend on the number of threads.
+  const int64_t most_slices =
+      std::min({kMostSlices, kSliceSumBytes / (sums * itemsize), tiles / kSliceTiles});
+  for (work.slices = 1; 2 * work.slices <= most_slices;) work.slices *= 2;
+  const int64_t slice = (tiles + work.slices - 1) / work.slices;
+  const int64_t most = work.slices > 1
+                           ? std::clamp<int64_t>(kSlicePanelBytes / bytes, 32, 1024)
+                           : std::clamp<int64_t>(kGradientPanelBytes / bytes / 64 * 64, 128, 1024);
+  const int64_t chunks = (slice + most - 1) / most;
+  work.tiles_per_chunk = (slice + chunks - 1) / chunks;
   for (GradientTerm* term = work.terms; term != work.terms + work.term_count; ++term) {
     const int64_t products = scheme.positions() * blocks_of(*term, channel_block).count;
     const int64_t rows = taps * term->in, for_threads = (4 * threads + products - 1) / products;
@@ -196,6 +211,7 @@ std::vector<PlannedConvolution> planned_convolutions(
         of_input ? s.input_kernel_w : s.hidden_kernel_w,
         in,
         out,
+        1,
         1,
         false,
         {{0, in, 0, out, 1}},
