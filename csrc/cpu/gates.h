@@ -68,7 +68,7 @@ struct Candidate {
   T* a;        // [rows][3K] in: r|z|a_n; out: r|z|n
   bool keep;   // n is wanted in a
   const T* h;  // [rows][K] previous state
-  T* state;    // [rows][K] out: h' where valid, else h; nullptr: only n is wanted
+  T* state;    // [rows][K] out: h' where valid, else h; may be h itself; nullptr: only n is wanted
   T* output;   // [rows][K] out: h' where valid, else 0; may be state itself if every row is valid
 };
 
@@ -83,7 +83,7 @@ struct CudnnStep {
   const T* h;         // [rows][K] previous state
   T* gates;           // [rows][4K] out: r|z|n|q; with keep false r and z alone count
   bool keep;
-  T* state;   // as in Candidate
+  T* state;   // as in Candidate, but not h
   T* output;  // as in Candidate
 };
 

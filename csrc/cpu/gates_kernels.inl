@@ -112,7 +112,7 @@ Epilogue<T> reset_update_epilogue(const ResetUpdate<T>& args) {
 // What a sample's state and output are past its length.
 template <class T>
 void stand_still(int64_t count, const T* h, T* state, T* output) {
-  memcpy(state, h, count * sizeof(T));
+  if (state != h) memcpy(state, h, count * sizeof(T));
   for (int64_t k = 0; k < count; ++k) output[k] = T{};
 }
 

@@ -60,12 +60,12 @@ class States {
   States(const Tensor& output, bool channels_last, const Problem& p)
       : p_(p), channels_last_(channels_last), output_(data<T>(output)) {
     if (!channels_last || p.lengths != nullptr)
-      for (Buffer<T>& state : carried_) state = Buffer<T>(p.state_size());
+      for (int64_t i = 0; i < kept(); ++i) carried_[i] = Buffer<T>(p.state_size());
     if (!channels_last && p.lengths != nullptr) step_output_ = Buffer<T>(p.state_size());
   }
 
   // The memory of the i-th state, channels last.
-  T* state(int64_t i) const { return carried_[0].get() == nullptr ? final(i) : carried_[i % 2].get(); }
+  T* state(int64_t i) const { return carried_[0].get() == nullptr ? final(i) : carried_[i % kept()].get(); }
   // The memory of the i-th output, channels last: that of the state unless lengths are given.
   T* output(int64_t i) const {
     if (p_.lengths == nullptr) return state(i);
@@ -77,12 +77,16 @@ class States {
   }
 
  private:
+  // The states that are there at a time: the next may take the place of the one before (Candidate) unless
+  // convolutions still read that.
+  int64_t kept() const { return p_.cudnn ? 2 : 1; }
   T* final(int64_t i) const { return output_ + p_.time(i) * p_.state_size(); }
 
   const Problem& p_;
   bool channels_last_;
   T* output_;
-  Buffer<T> carried_[2], step_output_;
+  Buffer<T> carried_[2];  // where states have no place in the output
+  Buffer<T> step_output_;
 };
 
 }  // namespace
