@@ -5,7 +5,8 @@ TORCH ?= 2.13.0
 BENCH_ARGS ?=
 TEST_ARGS ?=
 
-SANITIZE_TESTS := tests/test_backends_agree.py tests/test_algorithms.py tests/test_not_finite.py
+SANITIZE_TESTS := tests/test_backends_agree.py tests/test_algorithms.py tests/test_not_finite.py \
+	tests/test_cuda_kernels.py::test_gradients_from_recomputed_gates
 
 VENV := .venv
 BIN := $(VENV)/bin

@@ -24,6 +24,10 @@ MOST_REGISTERS = {
     "convolve_kernel plain 96": 124,
     "pack_kernel": 38,
     "previous_states_kernel": 50,
+    "sequence_kernel matrix 32": 91,
+    "sequence_kernel matrix 48": 94,
+    "sequence_kernel plain 32": 118,
+    "sequence_kernel plain 48": 112,
     "valid_images_kernel": 38,
     "without_sums_kernel": 44,
 }
@@ -46,7 +50,7 @@ def family(name: str) -> str:
     match = re.match(r"void convgru::cuda::(\w+)<(.*)>\(", name)
     assert match, name
     kernel, arguments = match.groups()
-    config = re.search(r"(Plain|Matrix)Config<[^,]*, (?:\(int\))?(\d+)>", arguments)
+    config = re.search(r"(Plain|Matrix)Config<[^,]*, (?:\(int\))?(\d+)", arguments)
     return f"{kernel} {config[1].lower()} {config[2]}" if config else kernel
 
 

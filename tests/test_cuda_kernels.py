@@ -33,8 +33,8 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 @pytest.fixture(scope="module")
-def library(tmp_path_factory):
-    """The compiled backend, loaded."""
+def library(request, tmp_path_factory):
+    """The compiled backend, loaded; under `make sanitize` sanitized itself."""
     if shutil.which(COMPILER) is None:
         pytest.skip(f"no {COMPILER}")
     folder = tmp_path_factory.mktemp("cuda_on_host")
@@ -56,6 +56,10 @@ def library(tmp_path_factory):
         "-include",
         HARNESS / "cuda_on_host.h",
     ]
+    sanitize = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer"]
+    if not request.config.getoption("--native-from"):
+        sanitize = []
+    flags += sanitize
     flags += ["-DTORCH_TARGET_VERSION=0x020b000000000000"]
     flags += [f"-I{path}" for path in cpp_extension.include_paths()]
 
@@ -69,7 +73,8 @@ def library(tmp_path_factory):
     shared = folder / "cuda_on_host.so"
     torch_libraries = [f"-L{path}" for path in cpp_extension.library_paths()]
     subprocess.run(
-        [COMPILER, "-shared", *objects, "-o", shared, *torch_libraries, "-ltorch_cpu", "-ltorch"], check=True
+        [COMPILER, "-shared", *sanitize, *objects, "-o", shared, *torch_libraries, "-ltorch_cpu", "-ltorch"],
+        check=True,
     )
     torch.ops.load_library(shared)
     return ctypes.CDLL(str(shared))
@@ -99,7 +104,8 @@ class _HostRun(torch.autograd.Function):
 
 @pytest.fixture
 def backend(library, monkeypatch):
-    """The name of the backend on the host, of which run() knows; backend(seed, tf32) sets how it runs."""
+    """The name of the backend on the host, of which run() knows; the arguments of backend() set how it runs:
+    resident_blocks is the size of the GPU, 0 if it cannot run a sequence by one kernel."""
     options = {"tf32": False}
 
     def conv_gru(*args, save_gates):
@@ -109,8 +115,9 @@ def backend(library, monkeypatch):
     name = "cuda on the host"
     monkeypatch.setitem(BACKENDS, name, Backend(name, "", lambda: "", lambda problem: [], conv_gru))
 
-    def configure(seed=0, tf32=False):
+    def configure(seed=0, tf32=False, resident_blocks=24):
         library.cuda_on_host_seed(seed)
+        library.cuda_on_host_resident_blocks(resident_blocks)
         options["tf32"] = tf32
         return name
 
@@ -133,11 +140,14 @@ def samples(*cases):
 
 
 @pytest.mark.parametrize(
-    "sample", samples("everything", "channels-of-16", "no-input", "one-step-hx"), ids=str
+    "sample", samples("kernel-3x5", "channels-of-16", "no-input", "one-step-hx"), ids=str
 )
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_gradients_from_recomputed_gates(backend, dtype, sample):
-    output, gradients = run(backend(), sample, dtype, save_gates=False)
+@pytest.mark.parametrize("resident_blocks", [0, 24])
+def test_gradients_from_recomputed_gates(backend, resident_blocks, dtype, sample):
+    """Every kernel is in here: `make sanitize` runs it."""
+    backend_on_host = backend(resident_blocks=resident_blocks)
+    output, gradients = run(backend_on_host, sample, dtype, save_gates=False)
     expected_output, expected_gradients = reference(sample, dtype)
     assert_close_to_reference(output, expected_output)
     assert_gradients_close(gradients, expected_gradients)
@@ -154,6 +164,12 @@ def test_tf32(backend, sample):
     assert_gradients_close(gradients, expected_gradients, tolerance=TOLERANCES[torch.float16, "gradients"])
 
 
+def assert_same_bits(gradients, expected_gradients):
+    for gradient, expected in zip(gradients, expected_gradients, strict=True):
+        assert (gradient is None) == (expected is None)
+        assert gradient is None or torch.equal(gradient, expected)
+
+
 @pytest.mark.parametrize("sample", samples("everything", "channels-of-16-1x5"), ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_the_same_bits_whoever_goes_first(backend, dtype, sample):
@@ -162,9 +178,36 @@ def test_the_same_bits_whoever_goes_first(backend, dtype, sample):
     for seed in range(1, 4):
         output, gradients = run(backend(seed=seed), sample, dtype)
         assert torch.equal(output, expected_output)
-        for gradient, expected in zip(gradients, expected_gradients, strict=True):
-            assert (gradient is None) == (expected is None)
-            assert gradient is None or torch.equal(gradient, expected)
+        assert_same_bits(gradients, expected_gradients)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "sample"),
+    [
+        *((torch.float32, sample) for sample in sample_inputs() if sample.T > 1),
+        *((torch.bfloat16, sample) for sample in samples("everything", "channels-of-16-1x5", "lengths")),
+    ],
+    ids=str,
+)
+def test_one_kernel_for_the_sequence_or_many(library, backend, dtype, sample):
+    """The same bits: no sum is split."""
+    row_tiles = -(-sample.N * sample.H * sample.W // 64)
+    narrow, wide = -(-sample.K // 32), -(-2 * sample.K // 32)  # tiles of K and of 2K columns
+    tiles = (-(-sample.K // 16), narrow) if sample.variant == "cudnn" else (wide + narrow, 2 * narrow)
+
+    def run_with(resident_blocks):
+        before = library.cuda_on_host_cooperative_launches()
+        output, gradients = run(backend(resident_blocks=resident_blocks), sample, dtype)
+        return output, gradients, library.cuda_on_host_cooperative_launches() - before
+
+    expected_output, expected_gradients, launches = run_with(0)
+    assert launches == 0
+    for blocks in (max(tiles), 2 * max(tiles), row_tiles * max(tiles)):
+        output, gradients, launches = run_with(blocks)
+        assert torch.equal(output, expected_output)
+        assert_same_bits(gradients, expected_gradients)
+        if sample.kernel != (7, 7):  # whose weights are too many for shared memory
+            assert launches == sum(row_tiles <= 2 * (blocks // across) for across in tiles)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

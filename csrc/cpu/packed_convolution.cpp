@@ -185,8 +185,18 @@ WeightGradients<T>::WeightGradients(
   kernels_ = find_kernels<T>(
       choose_algorithm(shape, mode.numerics, /*weight_gradient=*/true), shape.kernel_h, shape.kernel_w);
   const Scheme& scheme = kernels_->scheme;
-  work_ = {
-      shape.batch, shape.height, shape.width, shape.kernel_h, shape.kernel_w, shape.in, out, 1, 1, false, {}, 0};
+  work_ = {shape.batch,
+           shape.height,
+           shape.width,
+           shape.kernel_h,
+           shape.kernel_w,
+           shape.in,
+           out,
+           1,
+           1,
+           false,
+           {},
+           0};
   for (const int64_t count : channels) work_.ragged |= count % (64 / sizeof(A)) != 0;
   for (const Term& term : terms) {
     term_sources_.push_back(term.source);

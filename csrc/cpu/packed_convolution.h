@@ -78,9 +78,9 @@ class WeightGradients {
     int64_t first_out, out;
   };
 
-  // channels: of the sources. extents: of the images of the first call of add, no later one may have more, and
-  // of the kernel. once: add will be
-  // called once, and what it gets will stay where it is until the last call of finish.
+  // channels: of the sources. extents: of the images of the first call of add, no later one may have more,
+  // and of the kernel. once: add will be called once, and what it gets will stay where it is until the last
+  // call of finish.
   WeightGradients(
       const std::vector<int64_t>& channels, int64_t out, const std::vector<Term>& terms,
       const ConvolutionShape& extents, bool once, const Mode& mode);

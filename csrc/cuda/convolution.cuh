@@ -36,17 +36,22 @@ class Loader {
   // The pieces of the depth that the block's columns see.
   CONVGRU_DEVICE int pieces() const {
     const int sources = first_column_ >= conv_.narrow_from ? 1 : conv_.source_count;
-    return pieces_of(0) + (sources > 1 ? pieces_of(1) : 0);
+    return conv_.pieces(0) + (sources > 1 ? conv_.pieces(1) : 0);
   }
 
-  // Starts to copy a piece of the input to a and of the weights to b.
-  CONVGRU_DEVICE void load(int piece, T* a, T* b) const {
-    const int source = piece < pieces_of(0) ? 0 : 1, within = source == 0 ? piece : piece - pieces_of(0);
+  // Starts to copy a piece of the input to a ...
+  CONVGRU_DEVICE void load_input(int piece, T* a) const {
+    const int of_first = conv_.pieces(0), source = piece < of_first ? 0 : 1;
+    const int within = source == 0 ? piece : piece - of_first;
     const int chunks = padded(conv_.sources[source].channels, kDepth<T>) / kDepth<T>;
     const int tap = within / chunks, channel = within % chunks * kDepth<T>;
-    load_input(
+    load_pixels(
         conv_.sources[source], tap / conv_.kernel_w - conv_.kernel_h / 2,
         tap % conv_.kernel_w - conv_.kernel_w / 2, channel, a);
+  }
+
+  // ... and of the weights to b.
+  CONVGRU_DEVICE void load_weights(int piece, T* b) const {
     const T* packed = conv_.packed + int64_t{piece} * kDepth<T> * conv_.columns + first_column_;
     for (int i = threadIdx.x; i < kDepth<T> * kChunksOfColumns; i += Config::kThreads) {
       const int k = i / kChunksOfColumns, column = i % kChunksOfColumns * kChunk;
@@ -61,11 +66,7 @@ class Loader {
   static constexpr int kRowChunks = Config::kTileRows * kChunksOfRow / Config::kThreads;
   static_assert(kRowChunks * Config::kThreads == Config::kTileRows * kChunksOfRow);
 
-  CONVGRU_DEVICE int pieces_of(int source) const {
-    return conv_.kernel_h * conv_.kernel_w * (padded(conv_.sources[source].channels, kDepth<T>) / kDepth<T>);
-  }
-
-  CONVGRU_DEVICE void load_input(const Source<T>& source, int dy, int dx, int first_channel, T* a) const {
+  CONVGRU_DEVICE void load_pixels(const Source<T>& source, int dy, int dx, int first_channel, T* a) const {
 #pragma unroll
     for (int i = 0; i < kRowChunks; ++i) {
       const int at = threadIdx.x + i * Config::kThreads, offset = at % kChunksOfRow * kChunk;
@@ -91,35 +92,15 @@ class Loader {
   int y_[kRowChunks], x_[kRowChunks];
 };
 
+// The sums of a tile to the epilogue, by way of `shared`, so that neighbouring threads have neighbouring
+// channels.
 template <class T, class Config, class Epilogue>
-__global__ void __launch_bounds__(Config::kThreads)
-    convolve_kernel(const __grid_constant__ Convolution<T> conv, const __grid_constant__ Epilogue epilogue) {
+CONVGRU_DEVICE void finish_tile(
+    const typename Config::Products& products, const Convolution<T>& conv, const Epilogue& epilogue,
+    int64_t first_row, int first_column, void* shared) {
   using A = compute_t<T>;
-  constexpr int kStages = Config::kStages, kTileRows = Config::kTileRows, kTileColumns = Config::kTileColumns;
-  T* const stages = reinterpret_cast<T*>(dynamic_shared());
-  const int64_t first_row = int64_t{blockIdx.x} * kTileRows;
-  const int first_column = blockIdx.y * kTileColumns;
-  const Loader<T, Config> loader(conv, first_row, first_column);
-  const int pieces = loader.pieces();
-  const auto stage = [&](int piece) { return stages + piece % kStages * Config::kStageElements; };
-  const auto load = [&](int piece) {
-    if (piece < pieces) loader.load(piece, stage(piece), stage(piece) + kTileRows * Config::kStrideA);
-    copy_async_commit();
-  };
-
-  typename Config::Products products;
-  for (int piece = 0; piece < kStages - 1; ++piece) load(piece);
-  for (int piece = 0; piece < pieces; ++piece) {
-    copy_async_wait<kStages - 2>();
-    __syncthreads();  // the piece is there, and everybody is done with the stage that is filled next
-    load(piece + kStages - 1);
-    products.add(stage(piece), stage(piece) + kTileRows * Config::kStrideA);
-  }
-  copy_async_wait<0>();
-  __syncthreads();
-
-  // The sums go through shared memory, so that neighbouring threads have neighbouring channels.
-  A* const sums = reinterpret_cast<A*>(stages);
+  constexpr int kTileRows = Config::kTileRows, kTileColumns = Config::kTileColumns;
+  A* const sums = static_cast<A*>(shared);
   products.store(sums, Config::kSumsStride);
   __syncthreads();
   const int64_t left = conv.batch * conv.height * conv.width - first_row;
@@ -140,6 +121,38 @@ __global__ void __launch_bounds__(Config::kThreads)
         apply(epilogue, first_row + row, first_column + column, sums[row * Config::kSumsStride + column]);
     }
   }
+}
+
+template <class T, class Config, class Epilogue>
+__global__ void __launch_bounds__(Config::kThreads)
+    convolve_kernel(const __grid_constant__ Convolution<T> conv, const __grid_constant__ Epilogue epilogue) {
+  constexpr int kStages = Config::kStages, kTileRows = Config::kTileRows;
+  T* const stages = reinterpret_cast<T*>(dynamic_shared());
+  const int64_t first_row = int64_t{blockIdx.x} * kTileRows;
+  const int first_column = blockIdx.y * Config::kTileColumns;
+  const Loader<T, Config> loader(conv, first_row, first_column);
+  const int pieces = loader.pieces();
+  const auto stage = [&](int piece) { return stages + piece % kStages * Config::kStageElements; };
+  const auto load = [&](int piece) {
+    if (piece < pieces) {
+      loader.load_input(piece, stage(piece));
+      loader.load_weights(piece, stage(piece) + kTileRows * Config::kStrideA);
+    }
+    copy_async_commit();
+  };
+
+  typename Config::Products products;
+  for (int piece = 0; piece < kStages - 1; ++piece) load(piece);
+  for (int piece = 0; piece < pieces; ++piece) {
+    copy_async_wait<kStages - 2>();
+    __syncthreads();  // the piece is there, and everybody is done with the stage that is filled next
+    load(piece + kStages - 1);
+    products.add(stage(piece), stage(piece) + kTileRows * Config::kStrideA);
+  }
+  copy_async_wait<0>();
+  __syncthreads();
+
+  finish_tile<T, Config>(products, conv, epilogue, first_row, first_column, stages);
 }
 
 // What the configurations have in common: tiles of kRows x kColumns sums, kPad bytes between the rows of the
@@ -202,23 +215,26 @@ struct PlainConfig : PlainTile<T, kColumns> {
   };
 };
 
-// The matrix units: four warps, each with 32 x kColumns/2 sums. 16-bit elements, or floats of which the units
-// read what TF32 has.
+// The matrix units: four warps, kWarpsAcross of them side by side, share the sums. 16-bit elements, or floats
+// of which the units read what TF32 has.
 template <class T, int kColumns>
 using MatrixTile = TileConfig<T, 64, kColumns, sizeof(T) == 2 ? 16 : 32, sizeof(T) == 2 ? 4 : 3, 128>;
 
-template <class T, int kColumns>
+template <class T, int kColumns, int kWarpsAcross = 2>
 struct MatrixConfig : MatrixTile<T, kColumns> {
   using Tile = MatrixTile<T, kColumns>;
 
   struct Products {
-    static constexpr int kDown = 2, kAcross = kColumns / 2 / 8;     // products of 16 x 8 sums
+    static constexpr int kWarpRows = Tile::kTileRows * kWarpsAcross / 4,
+                         kWarpColumns = kColumns / kWarpsAcross;
+    static constexpr int kDown = kWarpRows / 16, kAcross = kWarpColumns / 8;  // products of 16 x 8 sums
+    static_assert(kAcross % 2 == 0);
     static constexpr int kStep = 32 / static_cast<int>(sizeof(T));  // of the depth, a product
     float sum[kDown][kAcross][4] = {};
 
     CONVGRU_DEVICE static int lane() { return threadIdx.x % 32; }
-    CONVGRU_DEVICE static int first_row() { return threadIdx.x / 64 * 32; }
-    CONVGRU_DEVICE static int first_column() { return threadIdx.x / 32 % 2 * (kColumns / 2); }
+    CONVGRU_DEVICE static int first_row() { return threadIdx.x / 32 / kWarpsAcross * kWarpRows; }
+    CONVGRU_DEVICE static int first_column() { return threadIdx.x / 32 % kWarpsAcross * kWarpColumns; }
 
     CONVGRU_DEVICE void add(const T* a, const T* b) {
 #pragma unroll

@@ -4,12 +4,6 @@
 
 namespace convgru::cuda {
 
-// Epilogues that get the sums of three gates at once.
-template <class Epilogue>
-constexpr bool kThreeGates = false;
-template <class T>
-constexpr bool kThreeGates<CudnnStep<T>> = true;
-
 CONVGRU_DEVICE bool is_valid(const Valid& valid, int64_t row) {
   return valid.lengths == nullptr || valid.t < valid.lengths[row / valid.pixels];
 }

@@ -2,8 +2,8 @@
 #pragma once
 #include <algorithm>
 
-#include "convolution.cuh"
 #include "launch.cuh"
+#include "sequence.cuh"
 
 namespace convgru::cuda {
 
@@ -18,7 +18,8 @@ template <class T>
 void pack(const Weights<T>& weights, T* packed, Stream stream) {
   const int64_t size = weights.packed_size();
   launch(
-      pack_kernel<T>, blocks_for(size), kElementThreads, 0, stream, weights, weights.columns(), size, packed);
+      pack_kernel<T>, Launch{blocks_for(size), kElementThreads, 0, stream}, weights, weights.columns(), size,
+      packed);
 }
 
 // What every architecture from sm_80 on lets a block have.
@@ -32,8 +33,8 @@ void convolve_by(const Convolution<T>& conv, const Epilogue& epilogue, Stream st
       static_cast<unsigned>((rows + Config::kTileRows - 1) / Config::kTileRows),
       static_cast<unsigned>(conv.columns / Config::kTileColumns));
   launch(
-      convolve_kernel<T, Config, Epilogue>, grid, Config::kThreads, Config::shared_bytes(), stream, conv,
-      epilogue);
+      convolve_kernel<T, Config, Epilogue>, Launch{grid, Config::kThreads, Config::shared_bytes(), stream},
+      conv, epilogue);
 }
 
 template <class T, template <class> class Epilogue>
@@ -49,25 +50,69 @@ void convolve(const Convolution<T>& conv, const Epilogue<T>& epilogue, Stream st
   }
 }
 
+// With more tiles of rows for a block there are pixels enough for a kernel for each convolution.
+constexpr int64_t kMostTilesOfBlock = 2;
+
+template <class Config, class T, template <class> class Sequence>
+bool run_sequence_by(const Sequence<T>& sequence, Stream stream) {
+  using Tiles = BlockTiles<T, Config>;
+  constexpr int kPhases = Sequence<T>::kPhases;
+  const auto kernel = sequence_kernel<T, Config, Sequence<T>>;
+  int across[2] = {}, pieces = 0;
+  for (int p = 0; p < kPhases; ++p) {
+    const Convolution<T>& conv = sequence.convolutions[p];
+    across[p] = Tiles::across(conv);
+    pieces = std::max(pieces, conv.pieces(0) + (conv.source_count > 1 ? conv.pieces(1) : 0));
+  }
+  const size_t shared_bytes =
+      kPhaseBytes + (Tiles::ring_elements() + Tiles::weight_elements(pieces)) * sizeof(T);
+  const Convolution<T>& conv = sequence.convolutions[0];
+  const int64_t rows = conv.batch * conv.height * conv.width;
+  const int64_t row_tiles = (rows + Config::kTileRows - 1) / Config::kTileRows;
+  // Blocks for each tile of columns.
+  const int64_t down = std::min<int64_t>(
+      row_tiles, resident_blocks(kernel, Config::kThreads, shared_bytes) / (across[0] + across[1]));
+  if (row_tiles > kMostTilesOfBlock * down) return false;
+  clear(sequence.meet, sizeof(unsigned), stream);
+  const dim3 grid(static_cast<unsigned>((across[0] + across[1]) * down));
+  launch(
+      kernel, Launch{grid, Config::kThreads, shared_bytes, stream, /*cooperative=*/true}, sequence, across[0],
+      across[1], static_cast<int>(down));
+  return true;
+}
+
+template <class T, template <class> class Sequence>
+bool run_sequence(const Sequence<T>& sequence, Stream stream) {
+  using First = decltype(sequence.template phase<0>(0).epilogue);
+  constexpr int kTileColumns = kThreeGates<First> ? 3 * kCudnnGroup : kColumns / 2;
+  if constexpr (sizeof(T) == 2) {
+    return run_sequence_by<MatrixConfig<T, kTileColumns, 1>>(sequence, stream);
+  } else {
+    if constexpr (sizeof(T) == 4) {
+      if (sequence.convolutions[0].tf32)
+        return run_sequence_by<MatrixConfig<T, kTileColumns, 1>>(sequence, stream);
+    }
+    return run_sequence_by<PlainConfig<T, kTileColumns>>(sequence, stream);
+  }
+}
+
 template <class T, template <class> class Epilogue>
 void without_sums(int64_t rows, int channels, const Epilogue<T>& epilogue, Stream stream) {
   launch(
-      without_sums_kernel<T, Epilogue<T>>, blocks_for(rows * channels), kElementThreads, 0, stream, rows,
-      channels, epilogue);
+      without_sums_kernel<T, Epilogue<T>>, Launch{blocks_for(rows * channels), kElementThreads, 0, stream},
+      rows, channels, epilogue);
 }
 
 template <class T>
 void previous_states(const PreviousStates<T>& args, Stream stream) {
-  launch(
-      previous_states_kernel<T>, blocks_for(args.steps * args.samples * args.image), kElementThreads, 0,
-      stream, args);
+  const dim3 blocks = blocks_for(args.steps * args.samples * args.image);
+  launch(previous_states_kernel<T>, Launch{blocks, kElementThreads, 0, stream}, args);
 }
 
 template <class T>
 void valid_images(const ValidImages<T>& args, Stream stream) {
-  launch(
-      valid_images_kernel<T>, blocks_for(args.steps * args.samples * args.image), kElementThreads, 0, stream,
-      args);
+  const dim3 blocks = blocks_for(args.steps * args.samples * args.image);
+  launch(valid_images_kernel<T>, Launch{blocks, kElementThreads, 0, stream}, args);
 }
 
 #define CONVGRU_INSTANTIATE_EPILOGUE(T, Epilogue)                                         \
@@ -76,6 +121,10 @@ void valid_images(const ValidImages<T>& args, Stream stream) {
 
 #define CONVGRU_INSTANTIATE_CUDA(T)                                   \
   template void pack<T>(const Weights<T>&, T*, Stream);               \
+  template bool run_sequence<T>(const GruRcnForward<T>&, Stream);     \
+  template bool run_sequence<T>(const CudnnForward<T>&, Stream);      \
+  template bool run_sequence<T>(const GruRcnBackward<T>&, Stream);    \
+  template bool run_sequence<T>(const CudnnBackward<T>&, Stream);     \
   template void previous_states<T>(const PreviousStates<T>&, Stream); \
   template void valid_images<T>(const ValidImages<T>&, Stream);       \
   CONVGRU_INSTANTIATE_EPILOGUE(T, StoreSums)                          \

@@ -97,6 +97,11 @@ struct Convolution {
   const T* packed;
   int columns;  // of packed
   bool tf32;    // of float: products of inputs rounded to TF32
+
+  // Pieces of the depth, kDepth channels of one tap each, that a source has.
+  constexpr int pieces(int source) const {
+    return kernel_h * kernel_w * (padded(sources[source].channels, kDepth<T>) / kDepth<T>);
+  }
 };
 
 // Which samples a time step is valid for. lengths (N,) or nullptr: for all.
@@ -204,6 +209,189 @@ struct CudnnStepBackward {
   T* d;                  // [rows][4K] out: d_r|d_z|d_n|d_q
 };
 
+// Epilogues that get the sums of three gates at once.
+template <class Epilogue>
+constexpr bool kThreeGates = false;
+template <class T>
+constexpr bool kThreeGates<CudnnStep<T>> = true;
+
+// A convolution and what becomes of its sums; zeros: instead of its sums.
+template <class T, class Epilogue>
+struct Phase {
+  Convolution<T> conv;
+  bool zeros;
+  Epilogue epilogue;
+};
+
+// Sequences: all steps of a call. Each step is one phase or two, `kPhases`; phase<p>(i) is what it is in the
+// i-th step that is done. Convolutions and epilogues are given as they would be at the time 0.
+
+// Where the steps of a forward sequence find their buffers.
+template <class T>
+struct ForwardSteps {
+  int64_t count;
+  bool reverse;
+  const T* hx;    // [rows][K] or nullptr: zeros
+  T* outputs;     // [T][rows][K]
+  T* carried[2];  // with lengths: where the states go, in turn; else nullptr: they are the outputs
+  int64_t state;  // elements from one time to the next: of outputs,
+  int64_t a;      // of W*x,
+  int64_t gates;  // of the gates of "cudnn",
+  int64_t maps;   // of gate_bias
+
+  constexpr int64_t time(int64_t i) const { return reverse ? count - 1 - i : i; }
+  constexpr T* output(int64_t i) const { return outputs + time(i) * state; }
+  constexpr T* state_after(int64_t i) const {
+    if (carried[0] == nullptr) return output(i);
+    return i % 2 == 0 ? carried[0] : carried[1];
+  }
+  constexpr const T* state_before(int64_t i) const { return i == 0 ? hx : state_after(i - 1); }
+  constexpr Addends<T> addends(const Addends<T>& first, int64_t i) const {
+    Addends<T> those = first;
+    if (those.maps != nullptr) those.maps += time(i) * maps;
+    return those;
+  }
+  // The convolution with the state before a step as its last source.
+  constexpr Convolution<T> of_state(const Convolution<T>& conv, int64_t i) const {
+    Convolution<T> that = conv;
+    // No index that is known only when it runs: `that` is to be registers.
+    that.sources[0].data = conv.source_count == 1 ? state_before(i) : conv.sources[0].data;
+    that.sources[1].data = state_before(i);
+    return that;
+  }
+};
+
+template <class T>
+struct GruRcnForward {
+  static constexpr int kPhases = 2;
+  ForwardSteps<T> steps;
+  Convolution<T> convolutions[kPhases];
+  ResetUpdate<T> reset_update;
+  Candidate<T> candidate;
+  unsigned* meet;  // room for run_sequence
+
+  template <int kPhase>
+  constexpr auto phase(int64_t i) const {
+    const int64_t t = steps.time(i);
+    const bool zeros = steps.state_before(i) == nullptr;
+    if constexpr (kPhase == 0) {
+      ResetUpdate<T> step = reset_update;
+      step.addends = steps.addends(step.addends, i);
+      step.a += t * steps.a;
+      step.h = steps.state_before(i);
+      return Phase<T, ResetUpdate<T>>{steps.of_state(convolutions[0], i), zeros, step};
+    } else {
+      Candidate<T> step = candidate;
+      step.addends = steps.addends(step.addends, i);
+      step.a += t * steps.a;
+      step.valid.t = t;
+      step.h = steps.state_before(i);
+      step.state = steps.state_after(i);
+      step.output = steps.output(i);
+      return Phase<T, Candidate<T>>{convolutions[1], zeros, step};
+    }
+  }
+};
+
+template <class T>
+struct CudnnForward {
+  static constexpr int kPhases = 1;
+  ForwardSteps<T> steps;
+  Convolution<T> convolutions[kPhases];
+  CudnnStep<T> all;
+  unsigned* meet;
+
+  template <int kPhase>
+  constexpr auto phase(int64_t i) const {
+    const int64_t t = steps.time(i);
+    CudnnStep<T> step = all;
+    step.addends = steps.addends(step.addends, i);
+    if (step.a != nullptr) step.a += t * steps.a;
+    if (step.gates != nullptr) step.gates += t * steps.gates;
+    step.valid.t = t;
+    step.h = steps.state_before(i);
+    step.state = steps.state_after(i);
+    step.output = steps.output(i);
+    return Phase<T, CudnnStep<T>>{steps.of_state(convolutions[0], i), step.h == nullptr, step};
+  }
+};
+
+// The steps of a backward sequence, the last first. What a step adds to the gradient of the state before it
+// is the sum of a convolution, so the step before begins in that convolution's epilogue.
+struct BackwardSteps {
+  int64_t count;
+  bool reverse;
+  bool has_hx;  // else nothing flows further from the first step
+  int64_t rows;
+
+  constexpr int64_t time(int64_t i) const { return reverse ? i : count - 1 - i; }
+  // Rows before those of the i-th step that is done.
+  constexpr int64_t row(int64_t i) const { return time(i) * rows; }
+};
+
+template <class T>
+constexpr Convolution<T> moved(const Convolution<T>& conv, int64_t elements) {
+  Convolution<T> that = conv;
+  that.sources[0].data += elements;
+  if (conv.source_count > 1) that.sources[1].data += elements;
+  return that;
+}
+
+template <class T>
+struct GruRcnBackward {
+  static constexpr int kPhases = 2;
+  BackwardSteps steps;
+  Convolution<T> convolutions[kPhases];  // of d_r|d_z, of d_n
+  CandidateBackward<T> candidate;
+  ResetUpdateBackward<T> reset_update;
+  unsigned* meet;
+
+  template <int kPhase>
+  constexpr auto phase(int64_t i) const {
+    const int64_t K = candidate.K, row = steps.row(i), state = row * K, gates = row * 3 * K;
+    if constexpr (kPhase == 0) {
+      CandidateBackward<T> step = candidate;
+      step.valid.t = steps.time(i);
+      step.grad_output += state;
+      step.gates += gates;
+      step.h += state;
+      step.d += gates;
+      const int64_t after = i == 0 ? 0 : steps.row(i - 1) * 3 * K;
+      return Phase<T, CandidateBackward<T>>{moved(convolutions[0], after), i == 0, step};
+    } else {
+      ResetUpdateBackward<T> step = reset_update;
+      step.gates += gates;
+      step.h += state;
+      step.d += gates;
+      if (step.rh != nullptr) step.rh += state;
+      const bool zeros = i == steps.count - 1 && !steps.has_hx;
+      return Phase<T, ResetUpdateBackward<T>>{moved(convolutions[1], gates), zeros, step};
+    }
+  }
+};
+
+template <class T>
+struct CudnnBackward {
+  static constexpr int kPhases = 1;
+  BackwardSteps steps;
+  Convolution<T> convolutions[kPhases];  // of d_r|d_z and d_q
+  CudnnStepBackward<T> all;
+  unsigned* meet;
+
+  template <int kPhase>
+  constexpr auto phase(int64_t i) const {
+    const int64_t K = all.K, row = steps.row(i), state = row * K, gates = row * 4 * K;
+    CudnnStepBackward<T> step = all;
+    step.valid.t = steps.time(i);
+    step.grad_output += state;
+    step.gates += gates;
+    step.h += state;
+    step.d += gates;
+    const int64_t after = i == 0 ? 0 : steps.row(i - 1) * 4 * K;
+    return Phase<T, CudnnStepBackward<T>>{moved(convolutions[0], after), i == 0, step};
+  }
+};
+
 // The states before the steps of a sequence, from its outputs: what h was. At steps past a sample's length
 // whatever is there.
 template <class T>
@@ -238,6 +426,12 @@ void convolve(const Convolution<T>& convolution, const Epilogue<T>& epilogue, St
 // The epilogue of a convolution of zeros: for `channels` output channels, of CudnnStep hidden ones.
 template <class T, template <class> class Epilogue>
 void without_sums(int64_t rows, int channels, const Epilogue<T>& epilogue, Stream stream);
+
+// Runs a sequence by one kernel, whose blocks are all there at the same time, keep their weights on the chip
+// for all steps and wait for each other after every phase. False if it does not fit the GPU or has too many
+// pixels to gain by it; nothing has been done then.
+template <class T, template <class> class Sequence>
+bool run_sequence(const Sequence<T>& sequence, Stream stream);
 
 template <class T>
 void previous_states(const PreviousStates<T>& arguments, Stream stream);

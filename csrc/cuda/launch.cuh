@@ -2,25 +2,47 @@
 #pragma once
 #include "kernels.h"
 
+#if !defined(CONVGRU_CUDA_ON_HOST)
+#include <cuda_runtime.h>
+
+#include <stdexcept>
+#include <string>
+#endif
+
+namespace convgru::cuda {
+
+struct Launch {
+  dim3 grid;
+  int threads;
+  size_t shared_bytes;
+  Stream stream;
+  bool cooperative = false;  // all blocks are there at the same time
+};
+
+}  // namespace convgru::cuda
+
 #if defined(CONVGRU_CUDA_ON_HOST)
 
 namespace convgru::cuda {
 
 template <class... Parameters, class... Arguments>
-void launch(
-    void (*kernel)(Parameters...), dim3 grid, int threads, size_t shared_bytes, Stream,
-    const Arguments&... arguments) {
-  cuda_on_host::launch(/*cooperative=*/false, kernel, grid, dim3(threads), shared_bytes, arguments...);
+void launch(void (*kernel)(Parameters...), const Launch& how, const Arguments&... arguments) {
+  cuda_on_host::launch(how.cooperative, kernel, how.grid, dim3(how.threads), how.shared_bytes, arguments...);
+}
+
+template <class... Parameters>
+int resident_blocks(void (*)(Parameters...), int, size_t shared_bytes) {
+  constexpr size_t kMostSharedBytesOfBlock = size_t{227} << 10;  // sm_90's
+  return shared_bytes <= kMostSharedBytesOfBlock ? cuda_on_host::machine.resident_blocks : 0;
+}
+
+inline void clear(void* memory, size_t bytes, Stream) {
+  memset(memory, 0, bytes);
 }
 
 }  // namespace convgru::cuda
 
 #else
-
-#include <cuda_runtime.h>
-
-#include <stdexcept>
-#include <string>
 
 namespace convgru::cuda {
 
@@ -31,19 +53,43 @@ inline void check(cudaError_t error) {
 // Shared memory that a kernel gets without asking for more.
 constexpr size_t kUsualSharedBytes = 48 << 10;
 
+template <class... Parameters>
+void allow_shared_bytes(void (*kernel)(Parameters...), size_t bytes) {
+  if (bytes > kUsualSharedBytes)
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)));
+}
+
 template <class... Parameters, class... Arguments>
-void launch(
-    void (*kernel)(Parameters...), dim3 grid, int threads, size_t shared_bytes, Stream stream,
-    const Arguments&... arguments) {
-  if (shared_bytes > kUsualSharedBytes)
-    check(cudaFuncSetAttribute(
-        kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes)));
+void launch(void (*kernel)(Parameters...), const Launch& how, const Arguments&... arguments) {
+  allow_shared_bytes(kernel, how.shared_bytes);
+  cudaLaunchAttribute cooperative{};
+  cooperative.id = cudaLaunchAttributeCooperative;
+  cooperative.val.cooperative = 1;
   cudaLaunchConfig_t config{};
-  config.gridDim = grid;
-  config.blockDim = dim3(threads);
-  config.dynamicSmemBytes = shared_bytes;
-  config.stream = static_cast<cudaStream_t>(stream);
+  config.gridDim = how.grid;
+  config.blockDim = dim3(how.threads);
+  config.dynamicSmemBytes = how.shared_bytes;
+  config.stream = static_cast<cudaStream_t>(how.stream);
+  config.attrs = &cooperative;
+  config.numAttrs = how.cooperative ? 1 : 0;
   check(cudaLaunchKernelEx(&config, kernel, arguments...));
+}
+
+// Blocks of a kernel that the current GPU can have at the same time; 0 if it cannot have one.
+template <class... Parameters>
+int resident_blocks(void (*kernel)(Parameters...), int threads, size_t shared_bytes) {
+  int device, multiprocessors, most_shared_bytes, blocks;
+  check(cudaGetDevice(&device));
+  check(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device));
+  check(cudaDeviceGetAttribute(&most_shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+  if (shared_bytes > static_cast<size_t>(most_shared_bytes)) return 0;
+  allow_shared_bytes(kernel, shared_bytes);
+  check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, threads, shared_bytes));
+  return blocks * multiprocessors;
+}
+
+inline void clear(void* memory, size_t bytes, Stream stream) {
+  check(cudaMemsetAsync(memory, 0, bytes, static_cast<cudaStream_t>(stream)));
 }
 
 }  // namespace convgru::cuda

@@ -32,6 +32,10 @@ inline void load_matrices(uint32_t (&fragments)[4], const void* shared_row) {
   for (int i = 0; i < 4; ++i) fragments[i] = four.registers[i];
 }
 
+inline void sync_grid(unsigned*, unsigned) {
+  cuda_on_host::sync_grid();
+}
+
 inline float bits_to_float(uint32_t bits) {
   float value;
   memcpy(&value, &bits, sizeof value);
@@ -114,6 +118,22 @@ __device__ __forceinline__ void copy_async_commit() {
 template <int kMostPending>
 __device__ __forceinline__ void copy_async_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kMostPending) : "memory");
+}
+
+// The blocks of a cooperative launch wait for each other; what any has written before, all can read after.
+// `arrived` is a counter that starts at zero, `round` the number of the barrier, from 1.
+__device__ __forceinline__ void sync_grid(unsigned* arrived, unsigned round) {
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    __threadfence();
+    asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(arrived) : "memory");
+    unsigned seen;
+    do {
+      asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(arrived) : "memory");
+    } while (seen < round * gridDim.x);
+    __threadfence();
+  }
+  __syncthreads();
 }
 
 __device__ __forceinline__ float bits_to_float(uint32_t bits) {

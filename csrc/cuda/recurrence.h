@@ -1,6 +1,8 @@
 // The recurrence on a GPU. Inside, everything is channels last: (T,N,H,W,channels).
 #pragma once
+#include <algorithm>
 #include <tuple>
+#include <type_traits>
 #include <vector>
 
 #include "../problem.h"
@@ -107,6 +109,10 @@ class PackedConvolution {
 
   template <template <class> class Epilogue>
   void run(int64_t batch, const std::vector<Source<T>>& sources, const Epilogue<T>& epilogue) const {
+    convolve(of(batch, sources), epilogue, call_.stream);
+  }
+
+  Convolution<T> of(int64_t batch, const std::vector<Source<T>>& sources) const {
     const Problem& p = call_.p;
     Convolution<T> conv{
         {},
@@ -122,7 +128,7 @@ class PackedConvolution {
         weights_.columns(),
         call_.tf32};
     std::copy(sources.begin(), sources.end(), conv.sources);
-    convolve(conv, epilogue, call_.stream);
+    return conv;
   }
 
  private:
@@ -137,6 +143,32 @@ Source<T> source(const T* images, int64_t channels, int64_t pixel_stride) {
   return {images, static_cast<int>(channels), pixel_stride};
 }
 
+// Memory for run_sequence.
+template <class T>
+Tensor meeting_place(const Call& call) {
+  constexpr size_t kElements = sizeof(unsigned) / std::min(sizeof(unsigned), sizeof(T));
+  return call.empty({static_cast<int64_t>(kElements)});
+}
+
+// By one kernel if that can be, else by one for every phase of every step.
+template <class T, template <class> class Sequence>
+void run(const Sequence<T>& sequence, Stream stream) {
+  const int64_t count = sequence.steps.count;
+  if (count > 1 && run_sequence(sequence, stream)) return;
+  const auto run_phase = [&](const auto& phase) {
+    constexpr int kGates = kThreeGates<std::decay_t<decltype(phase.epilogue)>> ? 3 : 1;
+    const Convolution<T>& conv = phase.conv;
+    if (phase.zeros)
+      without_sums(conv.batch * conv.height * conv.width, conv.out / kGates, phase.epilogue, stream);
+    else
+      convolve(conv, phase.epilogue, stream);
+  };
+  for (int64_t i = 0; i < count; ++i) {
+    run_phase(sequence.template phase<0>(i));
+    if constexpr (Sequence<T>::kPhases == 2) run_phase(sequence.template phase<1>(i));
+  }
+}
+
 // What the gates receive from outside the recurrence: W*x, for all steps at once, and the addends.
 template <class T>
 class OutsideGates {
@@ -147,10 +179,15 @@ class OutsideGates {
   // (T*N,H,W,3K), if there is an input and it is wanted.
   const Optional& convolved() const { return convolved_; }
 
-  // Of the steps from t on.
-  Addends<T> addends(int64_t t) const;
+  // Of the first time.
+  Addends<T> addends() const;
+  // Elements from one time to the next: of convolved, of the addends' maps.
+  int64_t convolved_step() const { return convolved_.has_value() ? call_.p.rows() * 3 * call_.p.K : 0; }
+  int64_t maps_step() const { return call_.p.N * maps_image(); }
 
  private:
+  int64_t maps_image() const { return (full_maps_ ? call_.p.pixels() : 1) * 3 * call_.p.K; }
+
   const Call& call_;
   Optional convolved_, maps_;
   bool full_maps_ = false;

@@ -8,9 +8,9 @@
 namespace convgru::cuda {
 namespace {
 
-// All steps of the call, channels last.
+// The buffers of all steps, channels last.
 template <class T>
-struct Steps {
+struct Buffers {
   const T* grad_output;  // (T,N,H,W,K)
   const T* previous;     // (T,N,H,W,K) the state before each step
   const T* gates;        // (T,N,H,W,width)
@@ -18,80 +18,48 @@ struct Steps {
   T* rh;  // (T,N,H,W,K) r.h, or nullptr if nobody wants it
 };
 
-// The recurrence run backwards; the gradient of the state is carried from step to step.
+// Runs the recurrence backwards, which fills d and rh. Returns the gradient of the initial state, (N,H,W,K),
+// if it is wanted.
 template <class T>
-class Carry {
- public:
-  Carry(const Call& call, const Steps<T>& steps, bool wants_hx)
-      : call_(call),
-        p_(call.p),
-        steps_(steps),
-        K_(static_cast<int>(p_.K)),
-        width_(p_.gates_kept() * p_.K),
-        wants_hx_(wants_hx),
-        carry_(stable::new_zeros(call.weight_hh(), {p_.N, p_.H, p_.W, p_.K})) {
-    const Tensor& weight = call.weight_hh();
-    const WeightPart<T> rz = transposed_rows_of<T>(weight, 0, 2 * K_);
-    const WeightPart<T> n = transposed_rows_of<T>(weight, 2 * K_, K_);
-    using Parts = std::vector<WeightPart<T>>;
-    first_.emplace(call, p_.cudnn ? Parts{rz, n} : Parts{rz}, K_, K_);
-    if (!p_.cudnn) second_.emplace(call, Parts{n}, K_, K_);
+Tensor run_backwards(const Call& call, const Buffers<T>& buffers, bool wants_hx) {
+  const Problem& p = call.p;
+  const int64_t K = p.K, width = p.gates_kept() * K;
+  const int k = static_cast<int>(K);
+  const Tensor carry = stable::new_zeros(call.weight_hh(), {p.N, p.H, p.W, K}), meet = meeting_place<T>(call);
+  const BackwardSteps steps{p.T, p.reverse, call.arguments.hx.has_value(), p.rows()};
+  const WeightPart<T> rz = transposed_rows_of<T>(call.weight_hh(), 0, 2 * K);
+  const WeightPart<T> n = transposed_rows_of<T>(call.weight_hh(), 2 * K, K);
+  const auto d_from = [&](int64_t first, int64_t count) {
+    return source<T>(buffers.d + first, count, width);
+  };
+  // What the first step adds to the gradient of the state before it.
+  const auto finish = [&](const Convolution<T>& of_next) {
+    if (!wants_hx) return;
+    convolve(moved(of_next, steps.row(p.T - 1) * width), StoreSums<T>{data<T>(carry), K, true}, call.stream);
+  };
+
+  if (p.cudnn) {
+    const PackedConvolution<T> U(call, {rz, n}, K, K);
+    const CudnnBackward<T> sequence{
+        steps,
+        {U.of(p.N, {d_from(0, 2 * K), d_from(3 * K, K)})},
+        {k, call.valid(0), buffers.grad_output, buffers.gates, buffers.previous, data<T>(carry), buffers.d},
+        data<unsigned>(meet)};
+    run(sequence, call.stream);
+    finish(sequence.convolutions[0]);
+    return carry;
   }
-
-  void run() {
-    for (int64_t i = p_.T - 1; i >= 0; --i) p_.cudnn ? cudnn_step(i) : step(i);
-    if (wants_hx_) first_->run(p_.N, d_of_next_, StoreSums<T>{data<T>(carry_), K_, true});
-  }
-
-  // The gradient of the initial state, (N,H,W,K), if it is wanted.
-  const Tensor& hx_gradient() const { return carry_; }
-
- private:
-  // What the step after i adds to the gradient of its state is the sum of a convolution, so step i begins in
-  // that convolution's epilogue.
-  template <template <class> class Epilogue>
-  void begin_step(int64_t i, const Epilogue<T>& epilogue) {
-    if (i == p_.T - 1)
-      without_sums(p_.rows(), K_, epilogue, call_.stream);
-    else
-      first_->run(p_.N, d_of_next_, epilogue);
-  }
-
-  void step(int64_t i) {
-    const int64_t t = p_.time(i), row = t * p_.rows();
-    T *d = steps_.d + row * width_, *carry = data<T>(carry_);
-    const T *gates = steps_.gates + row * width_, *h = steps_.previous + row * K_;
-    begin_step(
-        i, CandidateBackward<T>{K_, call_.valid(t), steps_.grad_output + row * K_, gates, h, carry, d});
-    const ResetUpdateBackward<T> reset_update{
-        K_, gates, h, carry, d, steps_.rh == nullptr ? nullptr : steps_.rh + row * K_};
-    if (i == 0 && !call_.arguments.hx.has_value())  // before a zero state nothing flows further
-      without_sums(p_.rows(), K_, reset_update, call_.stream);
-    else
-      second_->run(p_.N, {source<T>(d + 2 * K_, K_, width_)}, reset_update);
-    d_of_next_ = {source<T>(d, 2 * K_, width_)};
-  }
-
-  void cudnn_step(int64_t i) {
-    const int64_t t = p_.time(i), row = t * p_.rows();
-    T* d = steps_.d + row * width_;
-    begin_step(
-        i, CudnnStepBackward<T>{
-               K_, call_.valid(t), steps_.grad_output + row * K_, steps_.gates + row * width_,
-               steps_.previous + row * K_, data<T>(carry_), d});
-    d_of_next_ = {source<T>(d, 2 * K_, width_), source<T>(d + 3 * K_, K_, width_)};
-  }
-
-  const Call& call_;
-  const Problem& p_;
-  const Steps<T> steps_;
-  const int K_;
-  const int64_t width_;
-  const bool wants_hx_;
-  Tensor carry_;
-  std::optional<PackedConvolution<T>> first_, second_;
-  std::vector<Source<T>> d_of_next_;
-};
+  const PackedConvolution<T> U_rz(call, {rz}, K, K), U_n(call, {n}, K, K);
+  const GruRcnBackward<T> sequence{
+      steps,
+      {U_rz.of(p.N, {d_from(0, 2 * K)}), U_n.of(p.N, {d_from(2 * K, K)})},
+      {k, call.valid(0), buffers.grad_output, buffers.gates, buffers.previous, data<T>(carry), buffers.d},
+      {k, buffers.gates, buffers.previous, data<T>(carry), buffers.d, buffers.rh},
+      data<unsigned>(meet)};
+  run(sequence, call.stream);
+  finish(sequence.convolutions[0]);
+  return carry;
+}
 
 // Channels [first, first+count) of memory (...,C).
 Tensor channels_of(const Tensor& memory, int64_t first, int64_t count) {
@@ -187,12 +155,11 @@ Gradients backward(
   const Tensor grad = channels_last_memory(grad_output);
   const Tensor d = call.empty({p.T, p.N, p.H, p.W, p.gates_kept() * K});
   const Optional rh = !p.cudnn && wanted[kWeightHh] ? Optional(call.empty(sizes(previous))) : std::nullopt;
-  const Steps<T> steps{
+  const Buffers<T> buffers{
       data<const T>(grad), data<const T>(previous), data<const T>(gates), data<T>(d),
       rh.has_value() ? data<T>(*rh) : nullptr};
-  Carry<T> carry(call, steps, wanted[kHx]);
-  carry.run();
-  if (wanted[kHx]) gradients[kHx] = as_images(carry.hx_gradient(), is_channels_last(*arguments.hx));
+  const Tensor grad_hx = run_backwards(call, buffers, wanted[kHx]);
+  if (wanted[kHx]) gradients[kHx] = as_images(grad_hx, is_channels_last(*arguments.hx));
   collect<T>(call, d, previous, rh, wanted, gradients);
   return gradients;
 }

@@ -18,17 +18,16 @@ OutsideGates<T>::OutsideGates(const Call& call, bool convolves) : call_(call) {
 }
 
 template <class T>
-Addends<T> OutsideGates<T>::addends(int64_t t) const {
+Addends<T> OutsideGates<T>::addends() const {
   const Problem& p = call_.p;
-  const int64_t width = 3 * p.K, image = full_maps_ ? p.pixels() * width : width;
   return {
       data_or_null<T>(call_.arguments.bias_ih),
       data_or_null<T>(call_.arguments.bias_hh),
       static_cast<int>((p.cudnn ? 2 : 3) * p.K),
-      maps_.has_value() ? data<const T>(*maps_) + t * p.N * image : nullptr,
+      data_or_null<T>(maps_),
       p.pixels(),
-      image,
-      full_maps_ ? width : 0};
+      maps_image(),
+      full_maps_ ? 3 * p.K : 0};
 }
 
 namespace {
@@ -40,21 +39,24 @@ const T* bias_hn(const Call& call) {
   return bias == nullptr ? nullptr : bias + 2 * call.p.K;
 }
 
-// Where the states of the steps go. What the caller gets may be zero where a state stands still.
+// The states of a sequence besides those that the caller gets, which may be zero where a state stands still.
 template <class T>
-class States {
- public:
-  States(const Call& call, const Tensor& outputs) : p_(call.p), outputs_(data<T>(outputs)) {
-    if (p_.lengths != nullptr)
-      for (Optional& state : carried_) state = call.empty({p_.state_size()});
-  }
-  T* state(int64_t i) const { return p_.lengths == nullptr ? output(i) : data<T>(*carried_[i % 2]); }
-  T* output(int64_t i) const { return outputs_ + p_.time(i) * p_.state_size(); }
+struct States {
+  Optional hx, carried[2];
 
- private:
-  const Problem& p_;
-  T* outputs_;
-  Optional carried_[2];
+  explicit States(const Call& call) {
+    if (call.arguments.hx.has_value()) hx = channels_last_memory(*call.arguments.hx);
+    if (call.p.lengths != nullptr)
+      for (Optional& state : carried) state = call.empty({call.p.state_size()});
+  }
+
+  ForwardSteps<T> steps(
+      const Problem& p, const Tensor& outputs, int64_t a, int64_t gates, int64_t maps) const {
+    T* const first = carried[0].has_value() ? data<T>(*carried[0]) : nullptr;
+    T* const second = carried[1].has_value() ? data<T>(*carried[1]) : nullptr;
+    return {p.T,   p.reverse, data_or_null<T>(hx), data<T>(outputs), {first, second}, p.state_size(), a,
+            gates, maps};
+  }
 };
 
 }  // namespace
@@ -76,70 +78,46 @@ std::tuple<Tensor, Tensor> forward(const Call& call, bool save_gates) {
   const bool joined = p.T == 1 && !p.cudnn && weight_ih.has_value() && arguments.hx.has_value() &&
                       weight_ih->size(2) == weight_hh.size(2) && weight_ih->size(3) == weight_hh.size(3);
   const OutsideGates<T> outside(call, !joined);
-  const States<T> states(call, outputs);
-  const Optional hx = arguments.hx.has_value() ? Optional(channels_last_memory(*arguments.hx)) : std::nullopt;
-  const T* h = data_or_null<T>(hx);
+  const States<T> states(call);
+  const Tensor meet = meeting_place<T>(call);
   const bool has_a = outside.convolved().has_value();
-  // From convolution for all steps, or a state's worth.
-  const auto step_of = [&](const Tensor& all, int64_t t) {
-    const int64_t step = p.rows() * all.size(all.dim() - 1);
-    return data<T>(all) + (all.numel() > step ? t * step : 0);
-  };
+  const int k = static_cast<int>(K);
 
   if (p.cudnn) {
     const PackedConvolution<T> U(call, {rows_of<T>(weight_hh, 0, 3 * K)}, 3 * K, 3 * K, /*cudnn=*/true);
     const Tensor gates = call.empty(gates_shape);
-    for (int64_t i = 0; i < p.T; ++i) {
-      const int64_t t = p.time(i);
-      const CudnnStep<T> step{
-          static_cast<int>(K),
-          outside.addends(t),
-          bias_hn<T>(call),
-          has_a ? step_of(*outside.convolved(), t) : nullptr,
-          save_gates ? step_of(gates, t) : nullptr,
-          call.valid(t),
-          h,
-          states.state(i),
-          states.output(i)};
-      if (h == nullptr)
-        without_sums(p.rows(), static_cast<int>(K), step, call.stream);
-      else
-        U.run(p.N, {source(h, K, K)}, step);
-      h = states.state(i);
-    }
+    const CudnnForward<T> sequence{
+        states.steps(p, outputs, outside.convolved_step(), p.rows() * width, outside.maps_step()),
+        {U.of(p.N, {source<T>(nullptr, K, K)})},
+        {k, outside.addends(), bias_hn<T>(call), has_a ? data<T>(*outside.convolved()) : nullptr,
+         save_gates ? data<T>(gates) : nullptr, call.valid(0), nullptr, nullptr, nullptr},
+        data<unsigned>(meet)};
+    run(sequence, call.stream);
     return {as_images(outputs, channels_last), gates};
   }
 
   // The gates overwrite what they receive from outside.
-  const Tensor a = has_a ? *outside.convolved() : call.empty({save_gates ? p.T : 1, p.N, p.H, p.W, 3 * K});
+  const bool all_a = has_a || save_gates;
+  const Tensor a = has_a ? *outside.convolved() : call.empty({all_a ? p.T : 1, p.N, p.H, p.W, 3 * K});
   std::vector<WeightPart<T>> parts{rows_of<T>(weight_hh, 0, 2 * K)};
+  std::vector<Source<T>> sources{source<T>(nullptr, K, K)};
   Optional x;
   if (joined) {
     parts.insert(parts.begin(), rows_of<T>(*weight_ih, 0, 3 * K));
     x = valid_memory<T>(call, *arguments.input);
+    sources.insert(sources.begin(), source(data<const T>(*x), x->size(4), x->size(4)));
   }
   const PackedConvolution<T> U_rz(call, parts, (joined ? 3 : 2) * K, 2 * K);
   const PackedConvolution<T> U_n(call, {rows_of<T>(weight_hh, 2 * K, K)}, K, K);
   const Tensor rh = call.empty({p.state_size()});
-  for (int64_t i = 0; i < p.T; ++i) {
-    const int64_t t = p.time(i);
-    const Addends<T> addends = outside.addends(t);
-    T* a_t = step_of(a, t);
-    const ResetUpdate<T> reset_update{static_cast<int>(K), addends, a_t, has_a, save_gates, h, data<T>(rh)};
-    const Candidate<T> candidate{static_cast<int>(K), addends,       a_t, has_a || joined,
-                                 save_gates,          call.valid(t), h,   states.state(i),
-                                 states.output(i)};
-    if (h == nullptr) {
-      without_sums(p.rows(), static_cast<int>(2 * K), reset_update, call.stream);
-      without_sums(p.rows(), static_cast<int>(K), candidate, call.stream);
-    } else {
-      std::vector<Source<T>> sources{source(h, K, K)};
-      if (joined) sources.insert(sources.begin(), source(data<const T>(*x), x->size(4), x->size(4)));
-      U_rz.run(p.N, sources, reset_update);
-      U_n.run(p.N, {source(data<const T>(rh), K, K)}, candidate);
-    }
-    h = states.state(i);
-  }
+  const GruRcnForward<T> sequence{
+      states.steps(p, outputs, all_a ? p.rows() * 3 * K : 0, 0, outside.maps_step()),
+      {U_rz.of(p.N, sources), U_n.of(p.N, {source(data<const T>(rh), K, K)})},
+      {k, outside.addends(), data<T>(a), has_a, save_gates, nullptr, data<T>(rh)},
+      {k, outside.addends(), data<T>(a), has_a || joined, save_gates, call.valid(0), nullptr, nullptr,
+       nullptr},
+      data<unsigned>(meet)};
+  run(sequence, call.stream);
   return {
       as_images(outputs, channels_last), save_gates ? stable::view(a, gates_shape) : call.empty(gates_shape)};
 }
@@ -157,9 +135,8 @@ Tensor recomputed_gates(const Call& call, const Tensor& previous) {
   if (p.cudnn) {
     const Tensor gates = call.empty({p.T, p.N, p.H, p.W, 4 * p.K});
     const PackedConvolution<T> U(call, {rows_of<T>(weight_hh, 0, 3 * K)}, 3 * K, 3 * K, /*cudnn=*/true);
-    const CudnnStep<T> step{
-        K,      outside.addends(0), bias_hn<T>(call), data_or_null<T>(a), data<T>(gates), valid, h, nullptr,
-        nullptr};
+    const CudnnStep<T> step{K, outside.addends(), bias_hn<T>(call), data_or_null<T>(a), data<T>(gates), valid,
+                            h, nullptr,           nullptr};
     U.run(images, {source(h, K, K)}, step);
     return gates;
   }
@@ -167,10 +144,10 @@ Tensor recomputed_gates(const Call& call, const Tensor& previous) {
   const Tensor rh = call.empty({p.all_rows() * K});
   const PackedConvolution<T> U_rz(call, {rows_of<T>(weight_hh, 0, 2 * K)}, 2 * K, 2 * K);
   const PackedConvolution<T> U_n(call, {rows_of<T>(weight_hh, 2 * K, K)}, K, K);
-  const ResetUpdate<T> reset_update{K, outside.addends(0), data<T>(gates), a.has_value(), true,
+  const ResetUpdate<T> reset_update{K, outside.addends(), data<T>(gates), a.has_value(), true,
                                     h, data<T>(rh)};
-  const Candidate<T> candidate{
-      K, outside.addends(0), data<T>(gates), a.has_value(), true, valid, h, nullptr, nullptr};
+  const Candidate<T> candidate{K, outside.addends(), data<T>(gates), a.has_value(), true, valid,
+                               h, nullptr,           nullptr};
   U_rz.run(images, {source(h, K, K)}, reset_update);
   U_n.run(images, {source(data<const T>(rh), K, K)}, candidate);
   return gates;

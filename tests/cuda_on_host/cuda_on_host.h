@@ -94,7 +94,7 @@ class Memory {
 // A flow of control with a stack of its own. The system's ucontext asks the kernel for the signal mask at
 // every switch, which takes longer than most of what is between two; so where it can be, the switch is ours:
 // the registers that a function has to preserve, on the stack that is left.
-#if defined(__x86_64__) && !defined(__SANITIZE_ADDRESS__)
+#if defined(__x86_64__)
 struct Context {
   void* stack_pointer = nullptr;
 
@@ -195,6 +195,8 @@ struct Block {
 
 struct Machine {
   unsigned seed = 0;
+  int resident_blocks = 24;      // that are there at the same time, if they may wait for each other
+  int cooperative_launches = 0;  // so far
   dim3 grid, block;
   Fiber* current = nullptr;
   Context scheduler;
@@ -366,6 +368,7 @@ void launch(bool cooperative, Kernel kernel, dim3 grid, dim3 block, size_t share
     blocks.clear();
   }
   if (!cooperative) return;
+  ++machine.cooperative_launches;
   std::vector<Block*> all;
   for (const auto& each : blocks) all.push_back(each.get());
   run(all, random);
