@@ -92,6 +92,27 @@ class Loader {
   int y_[kRowChunks], x_[kRowChunks];
 };
 
+// Adds the products of all pieces of the depth. load(piece) starts to copy one, left(piece) and right(piece)
+// are where the factors then are.
+template <class Config, class Load, class Left, class Right>
+CONVGRU_DEVICE void add_pieces(
+    typename Config::Products& products, int pieces, const Load& load, const Left& left, const Right& right) {
+  constexpr int kStages = Config::kStages;
+  const auto load_if_any = [&](int piece) {
+    if (piece < pieces) load(piece);
+    copy_async_commit();
+  };
+  for (int piece = 0; piece < kStages - 1; ++piece) load_if_any(piece);
+  for (int piece = 0; piece < pieces; ++piece) {
+    copy_async_wait<kStages - 2>();
+    __syncthreads();  // the piece is there, and everybody is done with the stage that is filled next
+    load_if_any(piece + kStages - 1);
+    products.add(left(piece), right(piece));
+  }
+  copy_async_wait<0>();
+  __syncthreads();
+}
+
 // The sums of a tile to the epilogue, by way of `shared`, so that neighbouring threads have neighbouring
 // channels.
 template <class T, class Config, class Epilogue>
@@ -126,32 +147,18 @@ CONVGRU_DEVICE void finish_tile(
 template <class T, class Config, class Epilogue>
 __global__ void __launch_bounds__(Config::kThreads)
     convolve_kernel(const __grid_constant__ Convolution<T> conv, const __grid_constant__ Epilogue epilogue) {
-  constexpr int kStages = Config::kStages, kTileRows = Config::kTileRows;
   T* const stages = reinterpret_cast<T*>(dynamic_shared());
-  const int64_t first_row = int64_t{blockIdx.x} * kTileRows;
+  const int64_t first_row = int64_t{blockIdx.x} * Config::kTileRows;
   const int first_column = blockIdx.y * Config::kTileColumns;
   const Loader<T, Config> loader(conv, first_row, first_column);
-  const int pieces = loader.pieces();
-  const auto stage = [&](int piece) { return stages + piece % kStages * Config::kStageElements; };
+  const auto left = [&](int piece) { return stages + piece % Config::kStages * Config::kStageElements; };
+  const auto right = [&](int piece) { return left(piece) + Config::kTileRows * Config::kStrideA; };
   const auto load = [&](int piece) {
-    if (piece < pieces) {
-      loader.load_input(piece, stage(piece));
-      loader.load_weights(piece, stage(piece) + kTileRows * Config::kStrideA);
-    }
-    copy_async_commit();
+    loader.load_input(piece, left(piece));
+    loader.load_weights(piece, right(piece));
   };
-
   typename Config::Products products;
-  for (int piece = 0; piece < kStages - 1; ++piece) load(piece);
-  for (int piece = 0; piece < pieces; ++piece) {
-    copy_async_wait<kStages - 2>();
-    __syncthreads();  // the piece is there, and everybody is done with the stage that is filled next
-    load(piece + kStages - 1);
-    products.add(stage(piece), stage(piece) + kTileRows * Config::kStrideA);
-  }
-  copy_async_wait<0>();
-  __syncthreads();
-
+  add_pieces<Config>(products, loader.pieces(), load, left, right);
   finish_tile<T, Config>(products, conv, epilogue, first_row, first_column, stages);
 }
 

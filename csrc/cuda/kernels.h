@@ -337,6 +337,21 @@ constexpr Convolution<T> moved(const Convolution<T>& conv, int64_t elements) {
   return that;
 }
 
+// The phase that begins a step: CandidateBackward with 3 gates, CudnnStepBackward with 4.
+template <class T, class Epilogue>
+constexpr Phase<T, Epilogue> first_backward_phase(
+    const BackwardSteps& steps, const Convolution<T>& conv, const Epilogue& first, int gates, int64_t i) {
+  const int64_t state = steps.row(i) * first.K, all_gates = gates * state;
+  Epilogue step = first;
+  step.valid.t = steps.time(i);
+  step.grad_output += state;
+  step.gates += all_gates;
+  step.h += state;
+  step.d += all_gates;
+  const int64_t after = i == 0 ? 0 : steps.row(i - 1) * gates * first.K;
+  return {moved(conv, after), i == 0, step};
+}
+
 template <class T>
 struct GruRcnBackward {
   static constexpr int kPhases = 2;
@@ -348,17 +363,10 @@ struct GruRcnBackward {
 
   template <int kPhase>
   constexpr auto phase(int64_t i) const {
-    const int64_t K = candidate.K, row = steps.row(i), state = row * K, gates = row * 3 * K;
     if constexpr (kPhase == 0) {
-      CandidateBackward<T> step = candidate;
-      step.valid.t = steps.time(i);
-      step.grad_output += state;
-      step.gates += gates;
-      step.h += state;
-      step.d += gates;
-      const int64_t after = i == 0 ? 0 : steps.row(i - 1) * 3 * K;
-      return Phase<T, CandidateBackward<T>>{moved(convolutions[0], after), i == 0, step};
+      return first_backward_phase(steps, convolutions[0], candidate, 3, i);
     } else {
+      const int64_t state = steps.row(i) * candidate.K, gates = 3 * state;
       ResetUpdateBackward<T> step = reset_update;
       step.gates += gates;
       step.h += state;
@@ -380,15 +388,7 @@ struct CudnnBackward {
 
   template <int kPhase>
   constexpr auto phase(int64_t i) const {
-    const int64_t K = all.K, row = steps.row(i), state = row * K, gates = row * 4 * K;
-    CudnnStepBackward<T> step = all;
-    step.valid.t = steps.time(i);
-    step.grad_output += state;
-    step.gates += gates;
-    step.h += state;
-    step.d += gates;
-    const int64_t after = i == 0 ? 0 : steps.row(i - 1) * 4 * K;
-    return Phase<T, CudnnStepBackward<T>>{moved(convolutions[0], after), i == 0, step};
+    return first_backward_phase(steps, convolutions[0], all, 4, i);
   }
 };
 

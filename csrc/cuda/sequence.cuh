@@ -52,22 +52,11 @@ class BlockTiles {
     const Convolution<T>& conv = phase.conv;
     for (int64_t row = first_row_; row < rows_; row += row_step_) {
       const Loader<T, Config> loader(conv, row, first_column_);
-      const int pieces = phase.zeros ? 0 : loader.pieces();
-      const auto stage = [&](int piece) { return ring_ + piece % Config::kStages * kStageElements; };
-      const auto load = [&](int piece) {
-        if (piece < pieces) loader.load_input(piece, stage(piece));
-        copy_async_commit();
-      };
+      const auto left = [&](int piece) { return ring_ + piece % Config::kStages * kStageElements; };
+      const auto right = [&](int piece) { return weights_ + weight_elements(piece); };
+      const auto load = [&](int piece) { loader.load_input(piece, left(piece)); };
       typename Config::Products products;
-      for (int piece = 0; piece < Config::kStages - 1; ++piece) load(piece);
-      for (int piece = 0; piece < pieces; ++piece) {
-        copy_async_wait<Config::kStages - 2>();
-        __syncthreads();  // the piece is there, and everybody is done with the stage that is filled next
-        load(piece + Config::kStages - 1);
-        products.add(stage(piece), weights_ + weight_elements(piece));
-      }
-      copy_async_wait<0>();
-      __syncthreads();
+      add_pieces<Config>(products, phase.zeros ? 0 : loader.pieces(), load, left, right);
       finish_tile<T, Config>(products, conv, phase.epilogue, row, first_column_, ring_);
       __syncthreads();  // the ring is free for the next tile
     }
