@@ -55,6 +55,11 @@ struct Scheme {
 
 constexpr int kMostSources = 2;
 
+// Some rows of images, counted through: image * height + row.
+struct Rows {
+  int64_t begin, end;
+};
+
 // Part of the input's channels: dense images (batch,height,width) whose pixels are pixel_stride elements
 // apart.
 template <class T>
@@ -227,8 +232,8 @@ struct ConvolutionKernels {
       int64_t begin, int64_t end, const Work& work, const Input<T>& input, int64_t out, int64_t narrow_from,
       const A* packed, const Epilogue<T>& epilogue, const NotFinite& not_finite);
 
-  // The first row, counted over all images, of a tile.
-  int64_t (*row_of_tile)(int64_t batch, int64_t height, int64_t width, int64_t tile);
+  // Rows between the first and the last of the tiles first + [0, count); of no other rows are they.
+  Rows (*rows_of_tiles)(int64_t batch, int64_t height, int64_t width, int64_t first, int64_t count);
 
   // Weight gradients in three steps. First the tiles first_tile + [begin, end) of a chunk:
   void (*gradient_panels)(

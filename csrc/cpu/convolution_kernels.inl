@@ -145,6 +145,23 @@ class Tiles {
     return {begin, clamp(not_right ? end_[kWhole] : not_lower ? end_[kRight] : end_[kCorner])};
   }
 
+  // The rows from the first to the last of the tiles first + [0, count), counted over all images.
+  Rows image_rows(int64_t first, int64_t count) const {
+    Rows rows{INT64_MAX, 0};
+    for (int kind = kLower; kind <= kCorner; ++kind) {
+      const int64_t start = kind == kLower ? 0 : end_[kind - 1];
+      const int64_t begin = first > start ? first : start;
+      const int64_t end = first + count < end_[kind] ? first + count : end_[kind];
+      if (begin >= end) continue;
+      const TilePosition upper = (*this)[begin], lower = (*this)[end - 1];
+      const int64_t top = upper.image * height_ + upper.top;
+      const int64_t bottom = lower.image * height_ + lower.top + this->rows(lower);
+      if (top < rows.begin) rows.begin = top;
+      if (bottom > rows.end) rows.end = bottom;
+    }
+    return rows;
+  }
+
  private:
   enum Kind { kLower, kWhole, kRight, kCorner };
   int64_t height_, width_, whole_h_, whole_w_, edge_h_, edge_w_;
@@ -446,9 +463,8 @@ void convolve(
 }
 
 template <Scheme kScheme>
-int64_t row_of_tile(int64_t batch, int64_t height, int64_t width, int64_t tile) {
-  const TilePosition position = Tiles<kScheme>(batch, height, width)[tile];
-  return position.image * height + position.top;
+Rows rows_of_tiles(int64_t batch, int64_t height, int64_t width, int64_t first, int64_t count) {
+  return Tiles<kScheme>(batch, height, width).image_rows(first, count);
 }
 
 template <class T>
@@ -635,7 +651,7 @@ constexpr ConvolutionKernels<T> kernels_of() {
       kBlock<acc_t<T>>,
       pack<T, kScheme>,
       convolve<T, kScheme>,
-      row_of_tile<kScheme>,
+      rows_of_tiles<kScheme>,
       gradient_panels<T, kScheme>,
       gradient_products<acc_t<T>, kScheme>,
       gradient_finish<T, kScheme>};

@@ -3,21 +3,15 @@
 #pragma once
 #include <algorithm>
 #include <cstring>
+#include <utility>
 #include <vector>
 
 #include "../tensors.h"
 #include "gates.h"
 #include "memory.h"
-#include "shares.h"
+#include "schedule.h"
 
 namespace convgru::cpu {
-
-// Runs f(begin, end) on [0, rows) in parallel; width elements a row. A thread gets at least 16k elements:
-// less is not worth waking it.
-template <class F>
-void parallel_rows(int64_t rows, int64_t width, const F& f) {
-  stable::parallel_for(0, rows, std::max<int64_t>(1, (16 << 10) / std::max<int64_t>(1, width)), f);
-}
 
 // Strides that a dense channels-last (...,C,H,W) has, up to axes of size 1.
 inline bool is_dense_channels_last(const Tensor& images) {
@@ -63,90 +57,56 @@ struct Image {
   bool channels_last;
 };
 
-// A tensor (...,C,H,W) as a sequence of images, read where they lie; other strides than the two usual ones
-// are copied first. Of a sequence (T,N,C,H,W) with lengths (N,) images past a sample's length are zeros,
-// whatever the caller has there.
-template <class T>
-class Images {
- public:
-  explicit Images(const Tensor& images, const int64_t* lengths = nullptr)
-      : channels_last_(is_dense_channels_last(images)),
-        memory_(channels_last_ ? images : stable::contiguous(images)),
-        lengths_(lengths),
-        samples_(images.size(images.dim() - 4)),
-        channels_(images.size(images.dim() - 3)),
-        pixels_(images.size(images.dim() - 2) * images.size(images.dim() - 1)) {}
-
-  int64_t channels() const { return channels_; }
-  int64_t pixels() const { return pixels_; }
-
-  Image<T> operator[](int64_t i) const {
-    if (lengths_ != nullptr && i / samples_ >= lengths_[i % samples_]) return {};
-    return {data<T>(memory_) + i * channels_ * pixels_, channels_last_};
-  }
-
-  // The images [first, first+count), channels last: where they are if that is their format, else in buffer.
-  const T* channels_last(int64_t first, int64_t count, Buffer<T>& buffer) const;
-
- private:
-  bool channels_last_;
-  Tensor memory_;
-  const int64_t* lengths_;
-  int64_t samples_, channels_, pixels_;
-};
-
-// Pieces of an image that are transposed at a time, so that one image can occupy all threads.
+// Elements that are worth a thread, and pixels of an image that are transposed at a time.
+constexpr int64_t kPieceElements = 16 << 10;
 constexpr int64_t kTransposePixels = 512;
 
-// Runs f(image, first pixel, pixels) for the pieces of images (steps,samples) in parallel, by the shares of
-// shares.h.
+// A stage over images (steps,samples) of so many channels, those of the grid or of one pixel: f(image, first
+// pixel, pixels).
 template <class F>
-void parallel_pieces(int64_t images, int64_t samples, int64_t channels, int64_t pixels, const F& f) {
-  const int64_t pieces = (pixels + kTransposePixels - 1) / kTransposePixels, steps = images / samples;
-  parallel_rows(
-      images * pieces, channels * std::min(pixels, kTransposePixels), [&](int64_t begin, int64_t end) {
-        for (int64_t item = begin; item < end; ++item) {
-          const int64_t step = item % steps, piece = item / steps % pieces, sample = item / (steps * pieces);
-          const int64_t first = piece * kTransposePixels;
-          f(step * samples + sample, first, std::min(kTransposePixels, pixels - first));
-        }
-      });
+Stage over_images(const Grid& grid, int64_t images, int64_t channels, int64_t pixels, const F& f) {
+  const bool whole = pixels != grid.pixels();
+  const int64_t unit = whole ? pixels : grid.width, height = grid.height;  // pixels that are not torn apart
+  const int64_t wanted = std::max(kTransposePixels, kPieceElements / std::max<int64_t>(1, channels));
+  std::vector<Item> items = pieces(grid, images, whole ? height : 1, (wanted + unit - 1) / unit);
+  std::vector<Rows> rows;
+  for (const Item& item : items) rows.push_back(item.rows);
+  return {std::move(items), [=, rows = std::move(rows)](int64_t item) {
+            for (auto [row, end] = rows[item]; row < end;) {
+              const int64_t image = row / height, next = std::min(end, (image + 1) * height);
+              const int64_t first = whole ? 0 : (row - image * height) * unit;
+              f(image, first, whole ? pixels : (next - row) * unit);
+              row = next;
+            }
+          }};
 }
 
 // Gathers images (steps,samples) into dense channels-last memory (steps,samples,pixels,channels).
 template <class T>
-void to_channels_last(
-    const std::vector<Image<T>>& images, int64_t samples, int64_t channels, int64_t pixels, T* target) {
+Stage to_channels_last(
+    const Grid& grid, std::vector<Image<T>> images, int64_t channels, int64_t pixels, T* target) {
   const int64_t count = static_cast<int64_t>(images.size());
-  parallel_pieces(count, samples, channels, pixels, [&](int64_t i, int64_t first, int64_t some) {
-    const Image<T>& image = images[i];
-    T* piece = target + (i * pixels + first) * channels;
-    if (image.data == nullptr)
-      memset(static_cast<void*>(piece), 0, some * channels * sizeof(T));
-    else if (image.channels_last)
-      memcpy(static_cast<void*>(piece), image.data + first * channels, some * channels * sizeof(T));
-    else
-      gate_kernels<T>().transpose(channels, some, image.data + first, pixels, piece, channels);
-  });
-}
-
-template <class T>
-const T* Images<T>::channels_last(int64_t first, int64_t count, Buffer<T>& buffer) const {
-  if (channels_last_ && lengths_ == nullptr) return (*this)[first].data;
-  if (buffer.get() == nullptr) buffer = Buffer<T>(count * channels_ * pixels_);
-  std::vector<Image<T>> images;
-  for (int64_t i = 0; i < count; ++i) images.push_back((*this)[first + i]);
-  to_channels_last(images, samples_, channels_, pixels_, buffer.get());
-  return buffer.get();
+  return over_images(
+      grid, count, channels, pixels, [=, images = std::move(images)](int64_t i, int64_t first, int64_t some) {
+        const Image<T>& image = images[i];
+        T* piece = target + (i * pixels + first) * channels;
+        if (image.data == nullptr)
+          memset(static_cast<void*>(piece), 0, some * channels * sizeof(T));
+        else if (image.channels_last)
+          memcpy(static_cast<void*>(piece), image.data + first * channels, some * channels * sizeof(T));
+        else
+          gate_kernels<T>().transpose(channels, some, image.data + first, pixels, piece, channels);
+      });
 }
 
 // Spreads channels-last memory, `stride` elements a pixel, into contiguous images (steps,samples,channels,
 // pixels) or, channels last, (steps,samples,pixels,channels).
 template <class T>
-void from_channels_last(
-    const T* memory, int64_t stride, int64_t images, int64_t samples, int64_t channels, int64_t pixels,
-    bool channels_last, T* target) {
-  parallel_pieces(images, samples, channels, pixels, [&](int64_t image, int64_t first, int64_t some) {
+Stage from_channels_last(
+    const Grid& grid, const T* memory, int64_t stride, int64_t images, int64_t channels, bool channels_last,
+    T* target) {
+  const int64_t pixels = grid.pixels();
+  return over_images(grid, images, channels, pixels, [=](int64_t image, int64_t first, int64_t some) {
     const T* piece = memory + (image * pixels + first) * stride;
     T* target_image = target + image * pixels * channels;
     if (!channels_last)
@@ -157,5 +117,54 @@ void from_channels_last(
           channels * sizeof(T));
   });
 }
+
+// A tensor (...,C,H,W) as a sequence of images of a grid, or of one pixel each, read where they lie; other
+// strides than the two usual ones are copied first. Of a sequence (T,N,C,H,W) with lengths (N,) images past a
+// sample's length are zeros, whatever the caller has there.
+template <class T>
+class Images {
+ public:
+  Images(const Tensor& images, const Grid& grid, const int64_t* lengths = nullptr)
+      : grid_(grid),
+        channels_last_(is_dense_channels_last(images)),
+        memory_(channels_last_ ? images : stable::contiguous(images)),
+        lengths_(lengths),
+        channels_(images.size(images.dim() - 3)),
+        pixels_(images.size(images.dim() - 2) * images.size(images.dim() - 1)) {}
+
+  int64_t channels() const { return channels_; }
+  int64_t pixels() const { return pixels_; }
+
+  Image<T> operator[](int64_t i) const {
+    if (lengths_ != nullptr && i / grid_.samples >= lengths_[i % grid_.samples]) return {};
+    return {data<T>(memory_) + i * channels_ * pixels_, channels_last_};
+  }
+
+  // The images [first, first+count), channels last: where they are if that is their format, else in buffer.
+  const T* channels_last(int64_t first, int64_t count, Buffer<T>& buffer) const {
+    Schedule schedule(grid_);
+    const T* memory = channels_last(first, count, buffer, schedule, {}).first;
+    schedule.run();
+    return memory;
+  }
+
+  // The same when the stage has run; kNoStage if there is nothing to do.
+  std::pair<const T*, int> channels_last(
+      int64_t first, int64_t count, Buffer<T>& buffer, Schedule& schedule, std::vector<After> after) const {
+    if (channels_last_ && lengths_ == nullptr) return {(*this)[first].data, kNoStage};
+    if (buffer.get() == nullptr) buffer = Buffer<T>(count * channels_ * pixels_);
+    std::vector<Image<T>> images;
+    for (int64_t i = 0; i < count; ++i) images.push_back((*this)[first + i]);
+    Stage stage = to_channels_last(grid_, std::move(images), channels_, pixels_, buffer.get());
+    return {buffer.get(), schedule.add(std::move(stage), std::move(after))};
+  }
+
+ private:
+  Grid grid_;
+  bool channels_last_;
+  Tensor memory_;
+  const int64_t* lengths_;
+  int64_t channels_, pixels_;
+};
 
 }  // namespace convgru::cpu

@@ -5,7 +5,6 @@
 #include <utility>
 
 #include "gates.h"
-#include "shares.h"
 
 namespace convgru::cpu {
 namespace {
@@ -19,26 +18,16 @@ std::vector<int32_t> range(int64_t first, int64_t count) {
 // Tiles of the weight gradients' panels that a thread makes at a time.
 constexpr int64_t kPanelTiles = 16;
 
-// Runs f(begin, end) for items of work, each by the thread that owner names if it can.
-template <class F, class Owner>
-void run_shares(int64_t items, int64_t threads, const F& f, const Owner& owner) {
-  if (items <= threads) return torch::stable::parallel_for(0, items, 1, f);
-  Shares shares(items, threads, owner);
-  torch::stable::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t thread = begin; thread < end; ++thread)
-      for (int64_t i; (i = shares.next(thread)) >= 0;) f(i, i + 1);
-  });
-}
-
-// The thread in whose share of the images a tile is.
+// The tiles first + [0, count) as an item of work.
 template <class T, class Extents>
-int64_t share_of_tile(
-    const ConvolutionKernels<T>& kernels, const Extents& extents, const Mode& mode, int64_t tile,
-    int64_t threads) {
-  const auto [batch, height, width] = std::tuple(extents.batch, extents.height, extents.width);
-  const int64_t last = extents.tiles(kernels.scheme) - 1;
-  const int64_t row = kernels.row_of_tile(batch, height, width, std::min(tile, last));
-  return share_of_row(row, mode.not_finite.samples, height, threads);
+Item item_of_tiles(
+    const ConvolutionKernels<T>& kernels, const Extents& extents, const Mode& mode, int64_t first,
+    int64_t count, int64_t threads) {
+  const auto rows = [&](int64_t tile, int64_t some) {
+    return kernels.rows_of_tiles(extents.batch, extents.height, extents.width, tile, some);
+  };
+  const Grid grid{mode.not_finite.samples, extents.height, extents.width};
+  return {rows(first, count), share_of_row(grid, rows(first + count / 2, 1).begin, threads)};
 }
 
 }  // namespace
@@ -71,31 +60,35 @@ Weights<T> PackedConvolution<T>::weights() const {
 }
 
 template <class T>
-void PackedConvolution<T>::run(int64_t batch, const Input<T>& input, const Epilogue<T>& epilogue) const {
+Stage PackedConvolution<T>::stage(int64_t batch, const Input<T>& input, const Epilogue<T>& epilogue) const {
+  const int64_t threads = torch::stable::get_num_threads();
+  std::vector<Item> items;
+  if (packed_ == nullptr) {
+    const int64_t units = (shape_.out + channel_unit_ - 1) / channel_unit_;
+    const int64_t pixels = batch * shape_.height * shape_.width;
+    const int64_t parts = is_serial(pixels * shape_.in * shape_.out) ? 1 : std::min(units, threads);
+    for (int64_t i = 0; i < parts; ++i) items.push_back({{0, batch * shape_.height}, i});
+    return {std::move(items), [=, this](int64_t i) {
+              pointwise_kernels<T>().convolve(
+                  units * i / parts, units * (i + 1) / parts, pixels, channel_unit_, input, weights(),
+                  narrow_from_, epilogue);
+            }};
+  }
   ConvolutionShape shape = shape_;
   shape.batch = batch;
-  if (packed_ == nullptr) {
-    const Weights<T> raw = weights();
-    const int64_t units = (shape.out + channel_unit_ - 1) / channel_unit_;
-    const int64_t pixels = batch * shape.height * shape.width;
-    const int64_t grain = is_serial(pixels * shape.in * shape.out) ? units : 1;
-    torch::stable::parallel_for(0, units, grain, [&](int64_t begin, int64_t end) {
-      pointwise_kernels<T>().convolve(begin, end, pixels, channel_unit_, input, raw, narrow_from_, epilogue);
-    });
-    return;
-  }
-  const int64_t threads = torch::stable::get_num_threads();
   const Work work = plan_work(kernels_->scheme, shape, sizeof(acc_t<T>), threads, channel_unit_);
-  const int64_t items = work.items(kernels_->scheme);
-  const auto convolve = [&](int64_t begin, int64_t end) {
-    kernels_->convolve(
-        begin, end, work, input, shape.out, narrow_from_, packed_.get(), epilogue, mode_.not_finite);
-  };
-  if (work.channel_splits > 1) return torch::stable::parallel_for(0, items, 1, convolve);
-  run_shares(items, threads, convolve, [&](int64_t item) {
-    const int64_t middle = item * work.tiles_per_block + work.tiles_per_block / 2;
-    return share_of_tile(*kernels_, work, mode_, middle, threads);
-  });
+  const int64_t tiles = work.tiles(kernels_->scheme), splits = work.channel_splits;
+  for (int64_t first = 0; first < tiles; first += work.tiles_per_block) {
+    const int64_t count = std::min(work.tiles_per_block, tiles - first);
+    for (int64_t split = 0; split < splits; ++split) {
+      items.push_back(item_of_tiles(*kernels_, work, mode_, first, count, threads));
+      if (splits > 1) items.back().thread = split * threads / splits;
+    }
+  }
+  return {std::move(items), [=, this](int64_t i) {
+            kernels_->convolve(
+                i, i + 1, work, input, shape_.out, narrow_from_, packed_.get(), epilogue, mode_.not_finite);
+          }};
 }
 
 template <class T>
@@ -260,12 +253,12 @@ void WeightGradients<T>::add(int64_t batch, const std::vector<Source<T>>& source
   const int64_t threads = torch::stable::get_num_threads(), slices = work_.slices;
   if (slices > 1 && slices >= threads) {
     const int64_t tiles = images.work.tiles(kernels_->scheme);
-    const auto add_slices = [&](int64_t begin, int64_t end) {
-      for (int64_t slice = begin; slice < end; ++slice) add_by_one(images, slice);
-    };
-    run_shares(slices, threads, add_slices, [&](int64_t slice) {
-      return share_of_tile(*kernels_, images.work, mode_, tiles * (2 * slice + 1) / (2 * slices), threads);
-    });
+    std::vector<Item> items;
+    for (int64_t slice = 0; slice < slices; ++slice) {
+      const int64_t first = tiles * slice / slices, end = tiles * (slice + 1) / slices;
+      items.push_back(item_of_tiles(*kernels_, images.work, mode_, first, end - first, threads));
+    }
+    run_stage({std::move(items), [&](int64_t slice) { add_by_one(images, slice); }});
   } else {
     const Panels panels(*kernels_, work_);
     for (int64_t slice = 0; slice < slices; ++slice)
@@ -291,15 +284,16 @@ void WeightGradients<T>::add_by_one(const Images& images, int64_t slice) const {
 template <class T>
 void WeightGradients<T>::add_by_all(
     const Images& images, const Chunk& chunk, const Panels& panels, int64_t threads) const {
-  const auto make_panels = [&](int64_t begin, int64_t end) {
-    kernels_->gradient_panels(
-        begin * kPanelTiles, std::min(end * kPanelTiles, chunk.count), images.work, chunk.first, images.x,
-        images.grad, panels.x.get(), panels.grad.get());
-  };
-  const int64_t items = (chunk.count + kPanelTiles - 1) / kPanelTiles;
-  run_shares(items, threads, make_panels, [&](int64_t item) {
-    return share_of_tile(*kernels_, images.work, mode_, chunk.first + item * kPanelTiles, threads);
-  });
+  std::vector<Item> items;
+  for (int64_t first = 0; first < chunk.count; first += kPanelTiles) {
+    const int64_t count = std::min(kPanelTiles, chunk.count - first);
+    items.push_back(item_of_tiles(*kernels_, images.work, mode_, chunk.first + first, count, threads));
+  }
+  run_stage({std::move(items), [&](int64_t item) {
+               kernels_->gradient_panels(
+                   item * kPanelTiles, std::min((item + 1) * kPanelTiles, chunk.count), images.work,
+                   chunk.first, images.x, images.grad, panels.x.get(), panels.grad.get());
+             }});
   torch::stable::parallel_for(0, products(), 1, [&](int64_t begin, int64_t end) {
     kernels_->gradient_products(
         begin, end, images.work, chunk.first, chunk.count, chunk.accumulate, panels.x.get(),

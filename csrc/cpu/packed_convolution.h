@@ -7,6 +7,7 @@
 #include "memory.h"
 #include "packed_weights.h"
 #include "plan.h"
+#include "schedule.h"
 
 namespace convgru::cpu {
 
@@ -43,8 +44,9 @@ class PackedConvolution {
   static PackedConvolution transposed(
       const std::vector<WeightRows>& parts, const ConvolutionShape& extents, const Mode& mode);
 
-  // On `batch` images.
-  void run(int64_t batch, const Input<T>& input, const Epilogue<T>& epilogue) const;
+  // On `batch` images. This object and what the epilogue's arguments point to have to be there until it has
+  // run.
+  Stage stage(int64_t batch, const Input<T>& input, const Epilogue<T>& epilogue) const;
 
  private:
   // Some input channels of the weights: WeightPart with the memory that it comes from.

@@ -1,6 +1,7 @@
 // The recurrence on the CPU: what forward and backward share. Inside, everything is channels last: a buffer
 // of some time steps is (steps,N,H,W,channels).
 #pragma once
+#include <deque>
 #include <optional>
 #include <tuple>
 #include <vector>
@@ -16,6 +17,7 @@ namespace convgru::cpu {
 struct Problem : convgru::Problem {
   Mode mode;
 
+  Grid grid() const { return {N, H, W}; }
   Valid valid(int64_t t) const { return {lengths, t, pixels()}; }
   // Of so many images, for a convolution by the kernel of a weight.
   ConvolutionShape extents(int64_t batch, const Tensor& weight) const {
@@ -46,9 +48,14 @@ struct Kernels {
   const GateKernels<T>& gates = gate_kernels<T>();
   WithoutSums<T> without_sums = convolution_kernels<T>().without_sums;
 
-  // An epilogue of `out` channels for the first rows, where there is nothing to convolve.
-  void run_without_sums(int64_t rows, int64_t out, const Epilogue<T>& epilogue) const {
-    parallel_rows(rows, out, [&](int64_t begin, int64_t end) { without_sums(begin, end, out, epilogue); });
+  // An epilogue of `out` channels for some images, where there is nothing to convolve.
+  Stage stage_without_sums(const Grid& grid, int64_t images, int64_t out, const Epilogue<T>& epilogue) const {
+    return over_images(
+        grid, images, out, grid.pixels(),
+        [=, run = without_sums](int64_t image, int64_t first, int64_t pixels) {
+          const int64_t begin = image * grid.pixels() + first;
+          run(begin, begin + pixels, out, epilogue);
+        });
   }
 };
 
@@ -82,21 +89,33 @@ class OutsideGates {
   // steps: in a call of run, at most.
   OutsideGates(const Arguments& arguments, const Problem& p, int64_t steps);
 
-  // a (steps,N,H,W,3K) of the steps [first, first+steps).
-  void run(int64_t first, int64_t steps, T* a);
+  // Adds what makes a (steps,N,H,W,3K) of the steps [first, first+steps) and returns the stage after which it
+  // is there. One call for each schedule.
+  int add(Schedule& schedule, int64_t first, int64_t steps, T* a);
 
-  // The addends of a step, for who convolves by itself.
-  Addends<T> addends(int64_t step);
+  // The addends of some steps when `stage` has run, for who convolves by himself. Those of the call before
+  // are gone after `after`.
+  struct StagedAddends {
+    Addends<T> addends;
+    int stage;
+  };
+  StagedAddends addends(Schedule& schedule, int64_t first, int64_t steps, std::vector<After> after);
 
  private:
   std::vector<acc_t<T>> direct_bias(const Arguments& arguments) const;
-  Addends<T> addends(int64_t first, int64_t steps);
 
   Problem p_;
+  int64_t halo_;
   std::vector<acc_t<T>> bias_;
   std::optional<Images<T>> input_, maps_;
   std::optional<PackedConvolution<T>> convolution_;
   Buffer<T> input_buffer_, maps_buffer_;
+  InputGates<T> gates_{};
 };
+
+// Rows above and below its own that a "same" convolution by a weight reads.
+inline int64_t halo_of(const Tensor& weight) {
+  return weight.size(2) / 2;
+}
 
 }  // namespace convgru::cpu

@@ -29,6 +29,7 @@ class Recomputation {
         b_(to_compute_type<T>(arguments.bias_hh)),
         gates_(steps * p.rows() * p.gates_kept() * p.K),
         scratch_(steps * p.rows() * (p.cudnn ? 3 : 1) * p.K) {
+    halo_ = halo_of(arguments.weight_hh);
     const ConvolutionShape extents = p.extents(steps * p.N, arguments.weight_hh);
     if (p.cudnn) {
       first_ = Convolution::cudnn(arguments.weight_hh, extents, p.mode);
@@ -44,25 +45,31 @@ class Recomputation {
     const int64_t K = p_.K, images = chunk.steps * p_.N;
     const Input<T> h = one_source(chunk.previous, K, K);
     T* gates = gates_.get();
+    Schedule schedule(p_.grid());
+    const int outside = outside_.add(schedule, chunk.first, chunk.steps, p_.cudnn ? scratch_.get() : gates);
     if (p_.cudnn) {
-      outside_.run(chunk.first, chunk.steps, scratch_.get());
       const CudnnStep<T> step{
           K,    valid,   scratch_.get(), b_.empty() ? nullptr : b_.data() + 2 * K, chunk.previous, gates,
           true, nullptr, nullptr};
-      first_->run(images, h, kernels.gates.cudnn_step(step));
+      schedule.add(first_->stage(images, h, kernels.gates.cudnn_step(step)), {{outside, 0}});
+      schedule.run();
       return gates;
     }
-    outside_.run(chunk.first, chunk.steps, gates);
     const ResetUpdate<T> reset_update{K, gates, true, chunk.previous, scratch_.get(), false, {}};
-    first_->run(images, h, kernels.gates.reset_update(reset_update));
+    const int reset =
+        schedule.add(first_->stage(images, h, kernels.gates.reset_update(reset_update)), {{outside, 0}});
     const Candidate<T> candidate{K, valid, gates, true, chunk.previous, nullptr, nullptr};
-    second_->run(images, one_source<T>(scratch_.get(), K, K), kernels.gates.candidate(candidate));
+    schedule.add(
+        second_->stage(images, one_source<T>(scratch_.get(), K, K), kernels.gates.candidate(candidate)),
+        {{reset, halo_}});
+    schedule.run();
     return gates;
   }
 
  private:
   Problem p_;
   OutsideGates<T> outside_;
+  int64_t halo_;
   std::vector<acc_t<T>> b_;
   std::optional<Convolution> first_, second_;
   Buffer<T> gates_, scratch_;  // scratch: r.h, for "cudnn" what the gates receive from outside
@@ -79,6 +86,7 @@ class Carry {
         has_hx_(arguments.hx.has_value()),
         wants_hx_(wants_hx),
         width_(p.gates_kept() * p.K),
+        halo_(halo_of(arguments.weight_hh)),
         carry_(p.state_size()) {
     const Tensor& weight = arguments.weight_hh;
     const ConvolutionShape step = p.extents(p.N, weight);
@@ -94,71 +102,87 @@ class Carry {
 
   // Fills d and rh of a chunk; chunks come last first.
   void run(const Chunk<T>& chunk) {
-    for (int64_t i = chunk.end - 1; i >= chunk.begin; --i) p_.cudnn ? cudnn_step(chunk, i) : step(chunk, i);
+    Schedule schedule(p_.grid());
+    Steps steps{chunk, schedule};
+    for (int64_t i = chunk.end - 1; i >= chunk.begin; --i) p_.cudnn ? cudnn_step(steps, i) : step(steps, i);
+    schedule.run();
   }
 
   // The gradient of the initial state, (N,H,W,K), when the first chunk is done; if it is wanted.
   const T* hx_gradient() const { return carry_.get(); }
 
  private:
+  // The steps of a chunk whose stages have been added, with the arguments of their epilogues.
+  struct Steps {
+    const Chunk<T>& chunk;
+    Schedule& schedule;
+    Input<T> d{};          // of the last, as the convolution sees it
+    int stage = kNoStage;  // its last
+    std::deque<CandidateBackward<T>> candidates{};
+    std::deque<ResetUpdateBackward<T>> reset_updates{};
+    std::deque<CudnnStepBackward<T>> cudnn_steps{};
+    StoreSums<T> store{};
+  };
+
   int64_t in_chunk(const Chunk<T>& chunk, int64_t i) const { return (p_.time(i) - chunk.first) * p_.rows(); }
 
   // What the step after i adds to the gradient of its state is the sum of a convolution, so step i begins in
   // that convolution's epilogue. Across chunks, whose buffers are not there at the same time, the sum is
   // added to the carry.
-  void begin_step(const Chunk<T>& chunk, int64_t i, const Epilogue<T>& epilogue) {
-    if (i == chunk.end - 1)
-      kernels_.run_without_sums(p_.rows(), p_.K, epilogue);
+  void begin_step(Steps& steps, int64_t i, const Epilogue<T>& epilogue) {
+    if (i == steps.chunk.end - 1)
+      add(steps, kernels_.stage_without_sums(p_.grid(), p_.N, p_.K, epilogue));
     else
-      first_->run(p_.N, d_of_next_, epilogue);
+      add(steps, first_->stage(p_.N, steps.d, epilogue));
   }
 
-  void end_step(const Chunk<T>& chunk, int64_t i, const Input<T>& d) {
-    d_of_next_ = d;
-    if (i > chunk.begin || (i == 0 && !wants_hx_)) return;
-    const StoreSums<T> store{carry_.get(), p_.K, carry_.get()};
-    first_->run(p_.N, d, kernels_.gates.store_sums(store));
+  void end_step(Steps& steps, int64_t i, const Input<T>& d) {
+    steps.d = d;
+    if (i > steps.chunk.begin || (i == 0 && !wants_hx_)) return;
+    steps.store = {carry_.get(), p_.K, carry_.get()};
+    add(steps, first_->stage(p_.N, d, kernels_.gates.store_sums(steps.store)));
   }
 
-  void step(const Chunk<T>& chunk, int64_t i) {
+  // Every stage reads what the one before it writes.
+  void add(Steps& steps, Stage stage) {
+    steps.stage = steps.schedule.add(std::move(stage), {{steps.stage, halo_}});
+  }
+
+  void step(Steps& steps, int64_t i) {
+    const Chunk<T>& chunk = steps.chunk;
     const int64_t K = p_.K, row = in_chunk(chunk, i);
     T* d = chunk.d + row * width_;
     const T *gates = chunk.gates + row * width_, *h = chunk.previous + row * K;
-    const CandidateBackward<T> candidate{
-        K, p_.valid(p_.time(i)), chunk.grad_output + row * K, gates, h, carry_.get(), d};
-    begin_step(chunk, i, kernels_.gates.candidate_backward(candidate));
-    const ResetUpdateBackward<T> reset_update{
-        K, gates, h, carry_.get(), d, chunk.rh == nullptr ? nullptr : chunk.rh + row * K};
-    const Epilogue<T> epilogue = kernels_.gates.reset_update_backward(reset_update);
+    steps.candidates.push_back(
+        {K, p_.valid(p_.time(i)), chunk.grad_output + row * K, gates, h, carry_.get(), d});
+    begin_step(steps, i, kernels_.gates.candidate_backward(steps.candidates.back()));
+    steps.reset_updates.push_back(
+        {K, gates, h, carry_.get(), d, chunk.rh == nullptr ? nullptr : chunk.rh + row * K});
+    const Epilogue<T> epilogue = kernels_.gates.reset_update_backward(steps.reset_updates.back());
     if (i == 0 && !has_hx_)  // before a zero state nothing flows further
-      kernels_.run_without_sums(p_.rows(), K, epilogue);
+      add(steps, kernels_.stage_without_sums(p_.grid(), p_.N, K, epilogue));
     else
-      second_->run(p_.N, one_source<T>(d + 2 * K, K, width_), epilogue);
-    end_step(chunk, i, one_source<T>(d, 2 * K, width_));
+      add(steps, second_->stage(p_.N, one_source<T>(d + 2 * K, K, width_), epilogue));
+    end_step(steps, i, one_source<T>(d, 2 * K, width_));
   }
 
-  void cudnn_step(const Chunk<T>& chunk, int64_t i) {
+  void cudnn_step(Steps& steps, int64_t i) {
+    const Chunk<T>& chunk = steps.chunk;
     const int64_t K = p_.K, row = in_chunk(chunk, i);
     T* d = chunk.d + row * width_;
-    const CudnnStepBackward<T> args{
-        K,
-        p_.valid(p_.time(i)),
-        chunk.grad_output + row * K,
-        chunk.gates + row * width_,
-        chunk.previous + row * K,
-        carry_.get(),
-        d};
-    begin_step(chunk, i, kernels_.gates.cudnn_step_backward(args));
-    end_step(chunk, i, {{{d, 2 * K, width_}, {d + 3 * K, K, width_}}, 2});
+    steps.cudnn_steps.push_back(
+        {K, p_.valid(p_.time(i)), chunk.grad_output + row * K, chunk.gates + row * width_,
+         chunk.previous + row * K, carry_.get(), d});
+    begin_step(steps, i, kernels_.gates.cudnn_step_backward(steps.cudnn_steps.back()));
+    end_step(steps, i, {{{d, 2 * K, width_}, {d + 3 * K, K, width_}}, 2});
   }
 
   Kernels<T> kernels_;
   Problem p_;
   bool has_hx_, wants_hx_;
-  int64_t width_;
+  int64_t width_, halo_;
   Buffer<T> carry_;
   std::optional<Convolution> first_, second_;
-  Input<T> d_of_next_{};
 };
 
 // The gradients of input and parameters, collected chunk by chunk.
@@ -174,7 +198,7 @@ class Collection {
       : p_(p), wanted_(wanted), gradients_(gradients), width_(p.gates_kept() * p.K) {
     const int64_t K = p.K, images = steps * p.N;
     const bool once = steps >= p.T;  // all in one chunk, whose buffers are there to the end
-    if (arguments.input.has_value()) input_.emplace(*arguments.input, p.lengths);
+    if (arguments.input.has_value()) input_.emplace(*arguments.input, p.grid(), p.lengths);
     const auto like = [&](int i, const Tensor& argument) {
       gradients[i] = empty_images(argument, sizes(argument), is_channels_last(argument));
     };
@@ -222,9 +246,15 @@ class Collection {
       if (!channels_last && grad_input_buffer_.get() == nullptr)
         grad_input_buffer_ = Buffer<T>(images * size);
       const StoreSums<T> store{channels_last ? target : grad_input_buffer_.get(), C, nullptr};
-      grad_input_->run(images, one_source<T>(chunk.d, 3 * K, width_), kernels_.gates.store_sums(store));
+      Schedule schedule(p_.grid());
+      const int stored = schedule.add(
+          grad_input_->stage(images, one_source<T>(chunk.d, 3 * K, width_), kernels_.gates.store_sums(store)),
+          {});
       if (!channels_last)
-        from_channels_last<T>(grad_input_buffer_.get(), C, images, p_.N, C, p_.pixels(), false, target);
+        schedule.add(
+            from_channels_last<T>(p_.grid(), grad_input_buffer_.get(), C, images, C, false, target),
+            {{stored, 0}});
+      schedule.run();
     }
     std::vector<Source<T>> x, h{{chunk.previous, K, K}};
     if (wanted_[kWeightIh])
@@ -278,11 +308,13 @@ class Collection {
     const Tensor& gradient = gradients_[kGateBias];
     const int64_t width = 3 * p_.K, images = chunk.steps * p_.N, pixels = p_.pixels();
     if (gradient.size(3) * gradient.size(4) == pixels)
-      return from_channels_last<T>(
-          chunk.d, width_, images, p_.N, width, pixels, is_channels_last(gradient),
-          data<T>(gradient) + chunk.first * p_.N * pixels * width);
+      return run_stage(
+          from_channels_last<T>(
+              p_.grid(), chunk.d, width_, images, width, is_channels_last(gradient),
+              data<T>(gradient) + chunk.first * p_.N * pixels * width));
     T* target = data<T>(gradient) + chunk.first * p_.N * width;
-    parallel_rows(images, pixels * width, [&](int64_t begin, int64_t end) {
+    const int64_t grain = std::max<int64_t>(1, kPieceElements / (pixels * width));
+    stable::parallel_for(0, images, grain, [&](int64_t begin, int64_t end) {
       std::vector<A> sums(width);
       for (int64_t image = begin; image < end; ++image) {
         std::fill(sums.begin(), sums.end(), A(0));
@@ -337,9 +369,9 @@ Gradients backward(
   const int64_t K = p.K, width = p.gates_kept() * K;
   const int64_t steps = plan_recurrence(arguments, p, sizeof(T)).backward_steps;
   const int64_t rows = steps * p.rows();
-  const Images<T> output_images(output), grad_images(grad_output);
-  const std::optional<Images<T>> hx_images =
-      arguments.hx.has_value() ? std::optional<Images<T>>(*arguments.hx) : std::nullopt;
+  const Images<T> output_images(output, p.grid()), grad_images(grad_output, p.grid());
+  std::optional<Images<T>> hx_images;
+  if (arguments.hx.has_value()) hx_images.emplace(*arguments.hx, p.grid());
   std::optional<Recomputation<T>> recomputation;
   if (gates_kept.numel() == 0) recomputation.emplace(arguments, p, steps);
   Carry<T> carry(arguments, p, wanted[kHx]);
@@ -354,7 +386,8 @@ Gradients backward(
                    end - begin, nullptr, previous.get(),
                    nullptr,     d.get(), rh.get()};
     chunk.grad_output = grad_images.channels_last(chunk.first * p.N, chunk.steps * p.N, grad_buffer);
-    to_channels_last(previous_states(chunk, output_images, hx_images, p), p.N, K, p.pixels(), previous.get());
+    run_stage(to_channels_last(
+        p.grid(), previous_states(chunk, output_images, hx_images, p), K, p.pixels(), previous.get()));
     chunk.gates = recomputation.has_value() ? recomputation->run(chunk)
                                             : data<T>(gates_kept) + chunk.first * p.rows() * width;
     carry.run(chunk);
@@ -364,8 +397,8 @@ Gradients backward(
   if (wanted[kHx]) {
     const bool channels_last = is_channels_last(*arguments.hx);
     gradients[kHx] = empty_images(*arguments.hx, sizes(*arguments.hx), channels_last);
-    from_channels_last(
-        carry.hx_gradient(), K, p.N, p.N, K, p.pixels(), channels_last, data<T>(gradients[kHx]));
+    run_stage(
+        from_channels_last(p.grid(), carry.hx_gradient(), K, p.N, K, channels_last, data<T>(gradients[kHx])));
   }
   return gradients;
 }

@@ -4,10 +4,12 @@ namespace convgru::cpu {
 
 template <class T>
 OutsideGates<T>::OutsideGates(const Arguments& arguments, const Problem& p, int64_t steps)
-    : p_(p), bias_(direct_bias(arguments)) {
-  if (arguments.gate_bias.has_value()) maps_.emplace(*arguments.gate_bias, p.lengths);
+    : p_(p),
+      halo_(arguments.weight_ih.has_value() ? halo_of(*arguments.weight_ih) : 0),
+      bias_(direct_bias(arguments)) {
+  if (arguments.gate_bias.has_value()) maps_.emplace(*arguments.gate_bias, p.grid(), p.lengths);
   if (!arguments.input.has_value()) return;
-  input_.emplace(*arguments.input, p.lengths);
+  input_.emplace(*arguments.input, p.grid(), p.lengths);
   const Tensor& weight = *arguments.weight_ih;
   convolution_ = PackedConvolution<T>::forward({weight, 0, 3 * p.K}, p.extents(steps * p.N, weight), p.mode);
 }
@@ -25,29 +27,31 @@ std::vector<acc_t<T>> OutsideGates<T>::direct_bias(const Arguments& arguments) c
 }
 
 template <class T>
-Addends<T> OutsideGates<T>::addends(int64_t step) {
-  return addends(step, 1);
-}
-
-template <class T>
-Addends<T> OutsideGates<T>::addends(int64_t first, int64_t steps) {
+auto OutsideGates<T>::addends(Schedule& schedule, int64_t first, int64_t steps, std::vector<After> after)
+    -> StagedAddends {
   const acc_t<T>* bias = bias_.empty() ? nullptr : bias_.data();
-  if (!maps_.has_value()) return {bias, nullptr, 1, 0, 0};
+  if (!maps_.has_value()) return {{bias, nullptr, 1, 0, 0}, kNoStage};
+  const auto [maps, stage] =
+      maps_->channels_last(first * p_.N, steps * p_.N, maps_buffer_, schedule, std::move(after));
   const bool full = maps_->pixels() == p_.pixels();
   const int64_t width = 3 * p_.K;
-  return {
-      bias, maps_->channels_last(first * p_.N, steps * p_.N, maps_buffer_), p_.pixels(),
-      full ? p_.pixels() * width : width, full ? width : 0};
+  return {{bias, maps, p_.pixels(), full ? p_.pixels() * width : width, full ? width : 0}, stage};
 }
 
 template <class T>
-void OutsideGates<T>::run(int64_t first, int64_t steps, T* a) {
+int OutsideGates<T>::add(Schedule& schedule, int64_t first, int64_t steps, T* a) {
   const Kernels<T> kernels;
-  const InputGates<T> gates{p_.K, addends(first, steps), a};
-  const Epilogue<T> epilogue = kernels.gates.input_gates(gates);
-  if (!input_.has_value()) return kernels.run_without_sums(steps * p_.rows(), 3 * p_.K, epilogue);
-  const T* x = input_->channels_last(first * p_.N, steps * p_.N, input_buffer_);
-  convolution_->run(steps * p_.N, one_source(x, input_->channels(), input_->channels()), epilogue);
+  const int64_t images = steps * p_.N;
+  const auto [addends, addends_stage] = this->addends(schedule, first, steps, {});
+  gates_ = {p_.K, addends, a};
+  const Epilogue<T> epilogue = kernels.gates.input_gates(gates_);
+  if (!input_.has_value())
+    return schedule.add(
+        kernels.stage_without_sums(p_.grid(), images, 3 * p_.K, epilogue), {{addends_stage, 0}});
+  const int64_t C = input_->channels();
+  const auto [x, x_stage] = input_->channels_last(first * p_.N, images, input_buffer_, schedule, {});
+  return schedule.add(
+      convolution_->stage(images, one_source(x, C, C), epilogue), {{x_stage, halo_}, {addends_stage, 0}});
 }
 
 namespace {
@@ -71,9 +75,11 @@ class States {
     if (p_.lengths == nullptr) return state(i);
     return channels_last_ ? final(i) : step_output_.get();
   }
-  // To be called when the i-th output is there.
-  void finish(int64_t i) const {
-    if (!channels_last_) from_channels_last(output(i), p_.K, p_.N, p_.N, p_.K, p_.pixels(), false, final(i));
+  // Adds what is to be done with the i-th output after `stage`, which writes it; kNoStage if nothing is.
+  int finish(Schedule& schedule, int64_t i, int stage) const {
+    if (channels_last_) return kNoStage;
+    return schedule.add(
+        from_channels_last<T>(p_.grid(), output(i), p_.K, p_.N, p_.K, false, final(i)), {{stage, 0}});
   }
 
  private:
@@ -120,32 +126,44 @@ std::tuple<Tensor, Tensor> forward(const Arguments& arguments, const Problem& p,
 
   const States<T> states(output, channels_last, p);
   Buffer<T> h_buffer, x_buffer;
-  const T* h;
+  std::optional<Images<T>> initial;
   if (hx.has_value()) {
-    h = Images<T>(*hx).channels_last(0, p.N, h_buffer);
+    initial.emplace(*hx, p.grid());
   } else {
     h_buffer = Buffer<T>(p.state_size());
     std::fill_n(h_buffer.get(), p.state_size(), T{});
-    h = h_buffer.get();
   }
+  const T* h = h_buffer.get();
+  const int64_t halo = halo_of(weight_hh);
   const auto convolve = [&](int64_t i, const Convolution& convolution, const Input<T>& images, int64_t out,
                             const Epilogue<T>& epilogue) {
     if (i == 0 && !hx.has_value() && images.count == 1)
-      kernels.run_without_sums(p.rows(), out, epilogue);
-    else
-      convolution.run(p.N, images, epilogue);
+      return kernels.stage_without_sums(p.grid(), p.N, out, epilogue);
+    return convolution.stage(p.N, images, epilogue);
   };
-  // Calls f(i, t, a_t) for every step.
+  // Of those that have been added, the stages that write the last state and that read it for the output.
+  int state_stage, output_stage;
+  // Calls f(schedule, i, t, a_t, outside) for every step, which adds its stages and returns that which writes
+  // the state. outside: after which a_t is there.
   const auto for_steps = [&](const auto& f) {
-    for (int64_t begin = 0; begin < p.T; begin += steps) {
-      const int64_t end = std::min(begin + steps, p.T), first = std::min(p.time(begin), p.time(end - 1));
+    for (int64_t begin = 0; begin < p.T;) {
+      const int64_t end = joined ? p.T : std::min(begin + steps, p.T);
+      const int64_t first = std::min(p.time(begin), p.time(end - 1));
+      Schedule schedule(p.grid());
+      state_stage = output_stage = kNoStage;
+      if (begin == 0 && initial.has_value())
+        std::tie(h, state_stage) = initial->channels_last(0, p.N, h_buffer, schedule, {});
       T* a = a_is_kept ? data<T>(gates) + first * rows_size : a_memory.get();
-      if (!joined) outside.run(first, end - begin, a);
+      const int outside_stage = joined ? kNoStage : outside.add(schedule, first, end - begin, a);
       for (int64_t i = begin; i < end; ++i) {
-        f(i, p.time(i), a + (p.time(i) - first) * rows_size);
-        states.finish(i);
+        const int64_t t = p.time(i), in_chunk = joined && !a_is_kept ? 0 : t - first;
+        const After outside_after{outside_stage, 0, in_chunk * p.N * p.H};
+        state_stage = f(schedule, i, t, a + in_chunk * rows_size, outside_after);
+        output_stage = states.finish(schedule, i, state_stage);
         h = states.state(i);
       }
+      schedule.run();
+      begin = end;
     }
   };
 
@@ -153,19 +171,16 @@ std::tuple<Tensor, Tensor> forward(const Arguments& arguments, const Problem& p,
     const Convolution U = Convolution::cudnn(weight_hh, step, p.mode);
     const std::vector<acc_t<T>> b = to_compute_type<T>(arguments.bias_hh);
     const Buffer<T> gates_memory = save_gates ? Buffer<T>() : Buffer<T>(p.rows() * width);
-    for_steps([&](int64_t i, int64_t t, T* a_t) {
+    std::deque<CudnnStep<T>> arguments_of_steps;
+    for_steps([&](Schedule& schedule, int64_t i, int64_t t, T* a_t, const After& outside_after) {
       T* gates_t = save_gates ? data<T>(gates) + t * p.rows() * width : gates_memory.get();
-      const CudnnStep<T> args{
-          p.K,
-          p.valid(t),
-          a_t,
-          b.empty() ? nullptr : b.data() + 2 * p.K,
-          h,
-          gates_t,
-          save_gates,
-          states.state(i),
-          states.output(i)};
-      convolve(i, U, one_source(h, p.K, p.K), 3 * p.K, kernels.gates.cudnn_step(args));
+      arguments_of_steps.push_back(
+          {p.K, p.valid(t), a_t, b.empty() ? nullptr : b.data() + 2 * p.K, h, gates_t, save_gates,
+           states.state(i), states.output(i)});
+      return schedule.add(
+          convolve(
+              i, U, one_source(h, p.K, p.K), 3 * p.K, kernels.gates.cudnn_step(arguments_of_steps.back())),
+          {outside_after, {state_stage, halo}, {output_stage, 0}});
     });
     return {output, gates};
   }
@@ -176,17 +191,30 @@ std::tuple<Tensor, Tensor> forward(const Arguments& arguments, const Problem& p,
              : Convolution::forward(rows_rz, step, p.mode);
   const Convolution U_n = Convolution::forward(rows_n, step, p.mode);
   const std::optional<Images<T>> x =
-      joined ? std::optional<Images<T>>(std::in_place, *input, p.lengths) : std::nullopt;
+      joined ? std::optional<Images<T>>(std::in_place, *input, p.grid(), p.lengths) : std::nullopt;
   const Buffer<T> rh(p.state_size());
-  for_steps([&](int64_t i, int64_t t, T* a_t) {
-    const ResetUpdate<T> reset_update{
-        p.K, a_t, save_gates, h, rh.get(), joined, joined ? outside.addends(t) : Addends<T>{}};
-    const Source<T> h_source{h, p.K, p.K};
-    const Input<T> images = joined ? Input<T>{{{x->channels_last(t * p.N, p.N, x_buffer), C, C}, h_source}, 2}
-                                   : Input<T>{{h_source}, 1};
-    convolve(i, U_rz, images, (joined ? 3 : 2) * p.K, kernels.gates.reset_update(reset_update));
-    const Candidate<T> candidate{p.K, p.valid(t), a_t, save_gates, h, states.state(i), states.output(i)};
-    convolve(i, U_n, one_source<T>(rh.get(), p.K, p.K), p.K, kernels.gates.candidate(candidate));
+  std::deque<ResetUpdate<T>> reset_updates;
+  std::deque<Candidate<T>> candidates;
+  int reset_stage = kNoStage;
+  for_steps([&](Schedule& schedule, int64_t i, int64_t t, T* a_t, const After& outside_after) {
+    Input<T> images{{{h, p.K, p.K}}, 1};
+    std::vector<After> after{outside_after, {state_stage, halo}};
+    ResetUpdate<T> reset_update{p.K, a_t, save_gates, h, rh.get(), joined, {}};
+    if (joined) {
+      const auto [x_t, x_stage] = x->channels_last(t * p.N, p.N, x_buffer, schedule, {{reset_stage, halo}});
+      const auto [addends, addends_stage] = outside.addends(schedule, t, 1, {{reset_stage, 0}});
+      images = {{{x_t, C, C}, images.sources[0]}, 2};
+      reset_update.addends = addends;
+      after.insert(after.end(), {{x_stage, halo}, {addends_stage, 0}});
+    }
+    reset_updates.push_back(reset_update);
+    const Epilogue<T> first = kernels.gates.reset_update(reset_updates.back());
+    reset_stage = schedule.add(convolve(i, U_rz, images, (joined ? 3 : 2) * p.K, first), std::move(after));
+    candidates.push_back({p.K, p.valid(t), a_t, save_gates, h, states.state(i), states.output(i)});
+    const Epilogue<T> second = kernels.gates.candidate(candidates.back());
+    return schedule.add(
+        convolve(i, U_n, one_source<T>(rh.get(), p.K, p.K), p.K, second),
+        {{reset_stage, halo}, {output_stage, 0}});
   });
   return {output, gates};
 }
