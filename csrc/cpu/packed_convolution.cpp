@@ -18,16 +18,25 @@ std::vector<int32_t> range(int64_t first, int64_t count) {
 // Tiles of the weight gradients' panels that a thread makes at a time.
 constexpr int64_t kPanelTiles = 16;
 
-// The tiles first + [0, count) as an item of work.
-template <class T, class Extents>
-Item item_of_tiles(
-    const ConvolutionKernels<T>& kernels, const Extents& extents, const Mode& mode, int64_t first,
-    int64_t count, int64_t threads) {
-  const auto rows = [&](int64_t tile, int64_t some) {
-    return kernels.rows_of_tiles(extents.batch, extents.height, extents.width, tile, some);
+// So many items of work, the i-th of the tiles [begin(i), begin(i+1)).
+template <class T, class Extents, class F>
+std::vector<Item> items_of_tiles(
+    const ConvolutionKernels<T>& kernels, const Extents& extents, const Mode& mode, int64_t count,
+    const F& begin) {
+  const auto rows = [&](int64_t tile, int64_t tiles) {
+    return kernels.rows_of_tiles(extents.batch, extents.height, extents.width, tile, tiles);
   };
+  std::vector<Item> items;
+  std::vector<int64_t> middles;
+  const int64_t last = extents.tiles(kernels.scheme) - 1;
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t first = begin(i), end = begin(i + 1);
+    items.push_back({rows(first, end - first), 0});
+    middles.push_back(rows(std::min((first + end) / 2, last), 1).begin);
+  }
   const Grid grid{mode.not_finite.samples, extents.height, extents.width};
-  return {rows(first, count), share_of_row(grid, rows(first + count / 2, 1).begin, threads)};
+  divide(grid, middles, torch::stable::get_num_threads(), items);
+  return items;
 }
 
 }  // namespace
@@ -78,13 +87,11 @@ Stage PackedConvolution<T>::stage(int64_t batch, const Input<T>& input, const Ep
   shape.batch = batch;
   const Work work = plan_work(kernels_->scheme, shape, sizeof(acc_t<T>), threads, channel_unit_);
   const int64_t tiles = work.tiles(kernels_->scheme), splits = work.channel_splits;
-  for (int64_t first = 0; first < tiles; first += work.tiles_per_block) {
-    const int64_t count = std::min(work.tiles_per_block, tiles - first);
-    for (int64_t split = 0; split < splits; ++split) {
-      items.push_back(item_of_tiles(*kernels_, work, mode_, first, count, threads));
-      if (splits > 1) items.back().thread = split * threads / splits;
-    }
-  }
+  const auto block = [&](int64_t i) { return std::min(i * work.tiles_per_block, tiles); };
+  for (const Item& item :
+       items_of_tiles(*kernels_, work, mode_, work.items(kernels_->scheme) / splits, block))
+    for (int64_t split = 0; split < splits; ++split)
+      items.push_back({item.rows, splits > 1 ? split * threads / splits : item.thread});
   return {std::move(items), [=, this](int64_t i) {
             kernels_->convolve(
                 i, i + 1, work, input, shape_.out, narrow_from_, packed_.get(), epilogue, mode_.not_finite);
@@ -253,16 +260,14 @@ void WeightGradients<T>::add(int64_t batch, const std::vector<Source<T>>& source
   const int64_t threads = torch::stable::get_num_threads(), slices = work_.slices;
   if (slices > 1 && slices >= threads) {
     const int64_t tiles = images.work.tiles(kernels_->scheme);
-    std::vector<Item> items;
-    for (int64_t slice = 0; slice < slices; ++slice) {
-      const int64_t first = tiles * slice / slices, end = tiles * (slice + 1) / slices;
-      items.push_back(item_of_tiles(*kernels_, images.work, mode_, first, end - first, threads));
-    }
-    run_stage({std::move(items), [&](int64_t slice) { add_by_one(images, slice); }});
+    const auto begin = [&](int64_t slice) { return tiles * slice / slices; };
+    run_stage({items_of_tiles(*kernels_, images.work, mode_, slices, begin), [&](int64_t slice) {
+                 add_by_one(images, slice);
+               }});
   } else {
     const Panels panels(*kernels_, work_);
     for (int64_t slice = 0; slice < slices; ++slice)
-      for_chunks(images, slice, [&](const Chunk& chunk) { add_by_all(images, chunk, panels, threads); });
+      for_chunks(images, slice, [&](const Chunk& chunk) { add_by_all(images, chunk, panels); });
   }
   started_ = true;
 }
@@ -282,13 +287,10 @@ void WeightGradients<T>::add_by_one(const Images& images, int64_t slice) const {
 
 // A chunk by all threads: first the panels, then the products of all positions.
 template <class T>
-void WeightGradients<T>::add_by_all(
-    const Images& images, const Chunk& chunk, const Panels& panels, int64_t threads) const {
-  std::vector<Item> items;
-  for (int64_t first = 0; first < chunk.count; first += kPanelTiles) {
-    const int64_t count = std::min(kPanelTiles, chunk.count - first);
-    items.push_back(item_of_tiles(*kernels_, images.work, mode_, chunk.first + first, count, threads));
-  }
+void WeightGradients<T>::add_by_all(const Images& images, const Chunk& chunk, const Panels& panels) const {
+  const auto begin = [&](int64_t i) { return chunk.first + std::min(i * kPanelTiles, chunk.count); };
+  std::vector<Item> items =
+      items_of_tiles(*kernels_, images.work, mode_, (chunk.count + kPanelTiles - 1) / kPanelTiles, begin);
   run_stage({std::move(items), [&](int64_t item) {
                kernels_->gradient_panels(
                    item * kPanelTiles, std::min((item + 1) * kPanelTiles, chunk.count), images.work,

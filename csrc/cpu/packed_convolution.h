@@ -121,7 +121,7 @@ class WeightGradients {
   template <class F>
   void for_chunks(const Images& images, int64_t slice, const F& f) const;
   void add_by_one(const Images& images, int64_t slice) const;
-  void add_by_all(const Images& images, const Chunk& chunk, const Panels& panels, int64_t threads) const;
+  void add_by_all(const Images& images, const Chunk& chunk, const Panels& panels) const;
 
   Buffer<A> sums_[kMostGradientTerms];  // [slices][sums_size]
   bool started_ = false;

@@ -1,6 +1,7 @@
 #include "schedule.h"
 
 #include <algorithm>
+#include <numeric>
 #include <thread>
 
 #include "../tensors.h"
@@ -8,7 +9,9 @@
 namespace convgru::cpu {
 namespace {
 
-// Looks at another thread's item before this one lets others have its core.
+// Looks at another thread's item that could be begun before this one takes it, because its own thread is
+// probably about to; and at one that is being worked on before this thread lets others have its core.
+constexpr int kPatience = 128;
 constexpr int kSpins = 4096;
 
 void pause() {
@@ -19,29 +22,36 @@ void pause() {
 
 }  // namespace
 
-int64_t share_of_row(const Grid& grid, int64_t row, int64_t threads) {
-  const int64_t rows = grid.samples * grid.height;
-  return row % rows * threads / rows;
+void divide(const Grid& grid, const std::vector<int64_t>& rows, int64_t threads, std::vector<Item>& items) {
+  std::vector<int64_t> order(items.size());
+  std::iota(order.begin(), order.end(), int64_t(0));
+  const int64_t step = grid.samples * grid.height, count = static_cast<int64_t>(items.size());
+  std::stable_sort(
+      order.begin(), order.end(), [&](int64_t a, int64_t b) { return rows[a] % step < rows[b] % step; });
+  for (int64_t i = 0; i < count; ++i) items[order[i]].thread = i * threads / count;
 }
 
 std::vector<Item> pieces(const Grid& grid, int64_t images, int64_t together, int64_t least) {
   const int64_t threads = torch::stable::get_num_threads();
   const int64_t step = grid.samples * grid.height / together, steps = images / grid.samples;
   std::vector<Item> items;
+  std::vector<int64_t> middles;
   const auto add = [&](int64_t begin, int64_t end) {
-    const Rows rows{begin * together, end * together};
-    items.push_back({rows, share_of_row(grid, (rows.begin + rows.end) / 2, threads)});
+    items.push_back({{begin * together, end * together}, 0});
+    middles.push_back((begin + end) / 2 * together);
   };
   if (step < 2 * least) {  // some steps in a piece
     const int64_t some = std::max<int64_t>(1, least / step);
     for (int64_t first = 0; first < steps; first += some)
       add(first * step, std::min(first + some, steps) * step);
+    divide(grid, middles, threads, items);
     return items;
   }
   int64_t count = step / least;
   if (count > threads) count = count / threads * threads;  // so that shares are not torn apart
   for (int64_t t = 0; t < steps; ++t)
     for (int64_t i = 0; i < count; ++i) add(t * step + step * i / count, t * step + step * (i + 1) / count);
+  divide(grid, middles, threads, items);
   return items;
 }
 
@@ -110,31 +120,63 @@ bool Schedule::ready(Place place) const {
       place, [&](Place other) { return state(other).load(std::memory_order_acquire) == kDone; });
 }
 
-// Runs an item, and before it what it waits for, unless others do, for which it waits then: who has taken an
-// item waits for earlier stages only, so somebody is always at work. False if an item has failed.
-bool Schedule::finish(Place place) {
-  std::atomic<uint8_t>& mine = state(place);
-  uint8_t open = kOpen;
-  if (mine.load(std::memory_order_relaxed) == kOpen &&
-      mine.compare_exchange_strong(open, kTaken, std::memory_order_relaxed)) {
-    if (!for_awaited(place, [&](Place other) { return finish(other); })) return false;
-    stages_[place.stage].stage.run(place.item);
-    mine.store(kDone, std::memory_order_release);
-    return true;
+// Whether this thread is the one that runs an item.
+bool Schedule::take(Place place, int64_t thread) {
+  std::atomic<uint8_t>& state = this->state(place);
+  uint8_t open = state.load(std::memory_order_relaxed);
+  const bool own = stages_[place.stage].stage.items[place.item].thread == thread;
+  for (int looks = 0; !own && open == kOpen && looks < kPatience; ++looks) {
+    pause();
+    open = state.load(std::memory_order_relaxed);
   }
-  for (int spins = 0; mine.load(std::memory_order_acquire) != kDone; ++spins) {
+  if (open != kOpen || !state.compare_exchange_strong(open, kTaken, std::memory_order_relaxed)) return false;
+  open_.fetch_sub(1, std::memory_order_relaxed);
+  return true;
+}
+
+// Runs an item that has been taken, and before it what it waits for. False if an item has failed.
+bool Schedule::run_taken(Place place, int64_t thread) {
+  if (!for_awaited(place, [&](Place other) { return finish(other, thread); })) return false;
+  stages_[place.stage].stage.run(place.item);
+  state(place).store(kDone, std::memory_order_release);
+  return true;
+}
+
+// Sees to it that an item is done: runs it or waits for who does. A thread that has taken an item waits for
+// earlier stages only, so somebody is always at work. False if an item has failed.
+bool Schedule::finish(Place place, int64_t thread) {
+  if (take(place, thread)) return run_taken(place, thread);
+  const std::atomic<uint8_t>& state = this->state(place);
+  for (int looks = 0; state.load(std::memory_order_acquire) != kDone; ++looks) {
     if (failed_.load(std::memory_order_relaxed)) return false;
     pause();
-    if (spins >= kSpins) std::this_thread::yield();
+    if (looks >= kSpins) std::this_thread::yield();
   }
   return true;
 }
 
-// Runs the last item of a thread's list that can be run. False if there is none.
-bool Schedule::help(const std::vector<Place>& list) {
+// Runs the last item of another thread's list that can be run. False if there is none.
+bool Schedule::help(const std::vector<Place>& list, int64_t thread) {
   for (auto place = list.rbegin(); place != list.rend(); ++place)
-    if (state(*place).load(std::memory_order_relaxed) == kOpen && ready(*place)) return finish(*place);
+    if (state(*place).load(std::memory_order_relaxed) == kOpen && ready(*place))
+      return take(*place, thread) && run_taken(*place, thread);
   return false;
+}
+
+// What a thread does: its own items, then those that others leave. False if an item has failed.
+bool Schedule::work(const std::vector<std::vector<Place>>& lists, int64_t thread) {
+  for (const Place place : lists[thread])
+    if (!finish(place, thread)) return false;
+  const int64_t threads = static_cast<int64_t>(lists.size());
+  for (int looks = 0; open_.load(std::memory_order_relaxed) > 0; ++looks) {
+    if (failed_.load(std::memory_order_relaxed)) return false;
+    bool helped = false;
+    for (int64_t i = 1; i < threads && !helped; ++i) helped = help(lists[(thread + i) % threads], thread);
+    if (helped) looks = 0;
+    for (int i = 0; i < kPatience && !helped; ++i) pause();
+    if (looks >= kSpins / kPatience) std::this_thread::yield();
+  }
+  return true;
 }
 
 void Schedule::run() {
@@ -146,14 +188,11 @@ void Schedule::run() {
   }
   const std::vector<std::vector<Place>> lists = this->lists(threads);
   states_ = std::make_unique<std::atomic<uint8_t>[]>(items_);
+  open_ = items_;
   torch::stable::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
     try {
-      for (int64_t thread = begin; thread < end; ++thread) {
-        for (const Place place : lists[thread])
-          if (!finish(place)) return;
-        for (int64_t i = 1; i < threads; ++i)
-          while (help(lists[(thread + i) % threads])) continue;
-      }
+      for (int64_t thread = begin; thread < end; ++thread)
+        if (!work(lists, thread)) return;
     } catch (...) {
       failed_ = true;
       throw;

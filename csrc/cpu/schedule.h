@@ -40,8 +40,8 @@ struct After {
 };
 constexpr int kNoStage = -1;
 
-// The thread in whose share a row of images is.
-int64_t share_of_row(const Grid& grid, int64_t row, int64_t threads);
+// Gives every thread as many items, in the order of the row that stands for each.
+void divide(const Grid& grid, const std::vector<int64_t>& rows, int64_t threads, std::vector<Item>& items);
 
 // All rows of so many images, in pieces of at least `least` times `together` rows, as far as there are so
 // many, cut between these.
@@ -74,14 +74,18 @@ class Schedule {
   template <class F>
   bool for_awaited(Place place, const F& f) const;
   bool ready(Place place) const;
-  bool finish(Place place);
-  bool help(const std::vector<Place>& list);
+  bool take(Place place, int64_t thread);
+  bool run_taken(Place place, int64_t thread);
+  bool finish(Place place, int64_t thread);
+  bool help(const std::vector<Place>& list, int64_t thread);
+  bool work(const std::vector<std::vector<Place>>& lists, int64_t thread);
 
   Grid grid_;
   int64_t items_ = 0;
   bool single_ = true;  // no stage has a second item
   std::vector<Planned> stages_;
   std::unique_ptr<std::atomic<uint8_t>[]> states_;
+  std::atomic<int64_t> open_{0};  // items that nobody has taken
   std::atomic<bool> failed_{false};
 };
 
