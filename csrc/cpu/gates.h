@@ -39,22 +39,41 @@ struct StoreSums {
   const T* add;  // laid out as y, may be y; or nullptr
 };
 
+// The 3K values of each row that belong to the gates r, z and n. Where epilogues of F(4x4, 3x3) alone read
+// them they lie in the order in which those do: a tile's kTileRows pixels next to each other, kRun channels
+// of a gate for all of them before the next.
+template <class T>
+struct GateRows {
+  static constexpr int64_t kTileRows = 16, kRun = 32;
+
+  T* data;
+  int64_t K;
+  const uint32_t* slots;  // nullptr: [rows][3K]; else where each row is, tile * kTileRows + pixel of the tile
+
+  // From here on lie all channels of the gate or those up to the next multiple of kRun.
+  CONVGRU_INLINE T* at(int64_t row, int64_t gate, int64_t hidden) const {
+    if (slots == nullptr) return data + (row * 3 + gate) * K + hidden;
+    const int64_t tile = slots[row] / kTileRows, pixel = slots[row] % kTileRows;
+    const int64_t run = K % kRun == 0 ? kRun : K, within = K % kRun == 0 ? hidden % kRun : hidden;
+    return data + (tile * 3 + gate) * kTileRows * K + (hidden - within) * kTileRows + pixel * run + within;
+  }
+};
+
 // What the gates receive from outside the recurrence: a = c + addends, c = W*x.
 template <class T>
 struct InputGates {
-  int64_t K;
   Addends<T> addends;
-  T* a;  // [rows][3K] out
+  GateRows<T> a;  // out
 };
 
 // "gru-rcn", first half: r, z = sigmoid(a_rz + c), rh = r.h.
 template <class T>
 struct ResetUpdate {
   int64_t K;
-  T* a;        // [rows][3K] in: as InputGates leaves it; out: r|z|a_n
-  bool keep;   // r is wanted in a
-  const T* h;  // [rows][K] previous state
-  T* rh;       // [rows][K] out
+  GateRows<T> a;  // in: as InputGates leaves it; out: r|z|a_n
+  bool keep;      // r is wanted in a
+  const T* h;     // [rows][K] previous state
+  T* rh;          // [rows][K] out
   // A single step computes W*x here too: c = W*x + U_rz*h for r and z, W*x for n, and a is only written.
   bool first;
   Addends<T> addends;
@@ -65,11 +84,11 @@ template <class T>
 struct Candidate {
   int64_t K;
   Valid valid;
-  T* a;        // [rows][3K] in: r|z|a_n; out: r|z|n
-  bool keep;   // n is wanted in a
-  const T* h;  // [rows][K] previous state
-  T* state;    // [rows][K] out: h' where valid, else h; may be h itself; nullptr: only n is wanted
-  T* output;   // [rows][K] out: h' where valid, else 0; may be state itself if every row is valid
+  GateRows<T> a;  // in: r|z|a_n; out: r|z|n
+  bool keep;      // n is wanted in a
+  const T* h;     // [rows][K] previous state
+  T* state;       // [rows][K] out: h' where valid, else h; may be h itself; nullptr: only n is wanted
+  T* output;      // [rows][K] out: h' where valid, else 0; may be state itself if every row is valid
 };
 
 // "cudnn": r, z = sigmoid(a_rz + c_rz), q = c_n + b, n = tanh(a_n + r.q), h' = (1-z).n + z.h. Its channels
@@ -78,7 +97,7 @@ template <class T>
 struct CudnnStep {
   int64_t K;
   Valid valid;
-  const T* a;         // [rows][3K] as InputGates leaves it
+  GateRows<T> a;      // as InputGates leaves it
   const acc_t<T>* b;  // [K] b_hn, or nullptr
   const T* h;         // [rows][K] previous state
   T* gates;           // [rows][4K] out: r|z|n|q; with keep false r and z alone count

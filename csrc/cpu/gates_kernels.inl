@@ -52,13 +52,38 @@ struct PixelAddends {
   }
 };
 
+// Calls f(gate, hidden, count, offset) for each part of the channels [channel, channel+channels) of the gates
+// r, z and n that belongs to one gate; offset: from the first of the channels.
+template <class F>
+inline void for_gates(int64_t K, int64_t channel, int64_t channels, const F& f) {
+  for (int64_t offset = 0; offset < channels;) {
+    const int64_t gate = (channel + offset) / K, hidden = (channel + offset) % K;
+    const int64_t count = K - hidden < channels - offset ? K - hidden : channels - offset;
+    f(gate, hidden, count, offset);
+    offset += count;
+  }
+}
+
 template <class T>
 void input_gates(
-    const InputGates<T>& args, int64_t pixel, int64_t channel, int64_t channels, const acc_t<T>* c) {
-  const PixelAddends<T> addends(args.addends, pixel, channel);
-  T* a = args.a + pixel * 3 * args.K + channel;
-  for_lanes<acc_t<T>>(
-      channels, [&](int64_t k, auto lanes) { store(a + k, addends(load(c + k, lanes), k, lanes), lanes); });
+    const void* arguments, const int64_t* pixels, int64_t count, int64_t channel, int64_t channels,
+    const acc_t<T>* c, int64_t stride) {
+  const InputGates<T>& args = *static_cast<const InputGates<T>*>(arguments);
+  for_gates(args.a.K, channel, channels, [&](int64_t gate, int64_t hidden, int64_t some, int64_t offset) {
+    for (int64_t i = 0; i < count; ++i) {
+      const PixelAddends<T> addends(args.addends, pixels[i], channel + offset);
+      const acc_t<T>* sums = c + i * stride + offset;
+      T* a = args.a.at(pixels[i], gate, hidden);
+      for_lanes<acc_t<T>>(some, [&](int64_t k, auto lanes) {
+        store(a + k, addends(load(sums + k, lanes), k, lanes), lanes);
+      });
+    }
+  });
+}
+
+template <class T>
+Epilogue<T> input_gates_epilogue(const InputGates<T>& args) {
+  return {input_gates<T>, &args};
 }
 
 // `count` channels from `hidden` on of one gate.
@@ -68,7 +93,7 @@ void reset_update_gate(
     const acc_t<T>* sums) {
   using A = acc_t<T>;
   const int64_t K = args.K;
-  T* a = args.a + pixel * 3 * K + gate * K + hidden;
+  T* a = args.a.at(pixel, gate, hidden);
   const T* h = args.h + pixel * K + hidden;
   T* rh = args.rh + pixel * K + hidden;
   const PixelAddends<T> addends(args.addends, pixel, gate * K + hidden);
@@ -93,15 +118,10 @@ void reset_update(
     const void* arguments, const int64_t* pixels, int64_t count, int64_t channel, int64_t channels,
     const acc_t<T>* c, int64_t stride) {
   const ResetUpdate<T>& args = *static_cast<const ResetUpdate<T>*>(arguments);
-  while (channels > 0) {
-    const int64_t gate = channel / args.K, hidden = channel % args.K;
-    const int64_t run = args.K - hidden < channels ? args.K - hidden : channels;
+  for_gates(args.K, channel, channels, [&](int64_t gate, int64_t hidden, int64_t some, int64_t offset) {
     for (int64_t i = 0; i < count; ++i)
-      reset_update_gate<T, kFirst>(args, pixels[i], gate, hidden, run, c + i * stride);
-    channel += run;
-    channels -= run;
-    c += run;
-  }
+      reset_update_gate<T, kFirst>(args, pixels[i], gate, hidden, some, c + i * stride + offset);
+  });
 }
 
 template <class T>
@@ -120,8 +140,8 @@ template <class T>
 void candidate(
     const Candidate<T>& args, int64_t pixel, int64_t channel, int64_t channels, const acc_t<T>* c) {
   using A = acc_t<T>;
-  const T* z = args.a + pixel * 3 * args.K + args.K + channel;
-  T* n = args.a + pixel * 3 * args.K + 2 * args.K + channel;
+  const T* z = args.a.at(pixel, 1, channel);
+  T* n = args.a.at(pixel, 2, channel);
   const T* h = args.h + pixel * args.K + channel;
   T* state = args.state == nullptr ? nullptr : args.state + pixel * args.K + channel;
   T* output = args.output + pixel * args.K + channel;
@@ -143,7 +163,7 @@ void cudnn_step_gate(
     const CudnnStep<T>& args, int64_t pixel, int64_t gate, int64_t hidden, int64_t count, const acc_t<T>* c) {
   using A = acc_t<T>;
   const int64_t K = args.K;
-  const T* a = args.a + pixel * 3 * K + gate * K + hidden;
+  const T* a = args.a.at(pixel, gate, hidden);
   T* gates = args.gates + pixel * 4 * K + hidden;
   if (gate < 2)
     return for_lanes<A>(count, [&](int64_t k, auto lanes) {
@@ -301,7 +321,7 @@ constexpr GateKernels<T> make_kernels() {
       transpose<T>,
       sum_rows<T>,
       epilogue<T, StoreSums<T>, store_sums<T>>,
-      epilogue<T, InputGates<T>, input_gates<T>>,
+      input_gates_epilogue<T>,
       reset_update_epilogue<T>,
       epilogue<T, Candidate<T>, candidate<T>>,
       cudnn_step_epilogue<T>,

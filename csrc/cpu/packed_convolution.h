@@ -44,6 +44,9 @@ class PackedConvolution {
   static PackedConvolution transposed(
       const std::vector<WeightRows>& parts, const ConvolutionShape& extents, const Mode& mode);
 
+  // Whether it goes by tiles of 4x4 pixels.
+  bool in_square_tiles() const { return kernels_->scheme.tile_h == 4 && kernels_->scheme.tile_w == 4; }
+
   // On `batch` images. This object and what the epilogue's arguments point to have to be there until it has
   // run.
   Stage stage(int64_t batch, const Input<T>& input, const Epilogue<T>& epilogue) const;

@@ -89,9 +89,12 @@ class OutsideGates {
   // steps: in a call of run, at most.
   OutsideGates(const Arguments& arguments, const Problem& p, int64_t steps);
 
-  // Adds what makes a (steps,N,H,W,3K) of the steps [first, first+steps) and returns the stage after which it
-  // is there. One call for each schedule.
-  int add(Schedule& schedule, int64_t first, int64_t steps, T* a);
+  // Adds what makes a, for the steps [first, first+steps), and returns the stage after which it is there. One
+  // call for each schedule.
+  int add(Schedule& schedule, int64_t first, int64_t steps, const GateRows<T>& a);
+
+  // Whether a may be in the order of tiles.
+  bool in_tiles() const { return !convolution_.has_value() || convolution_->in_square_tiles(); }
 
   // The addends of some steps when `stage` has run, for who convolves by himself. Those of the call before
   // are gone after `after`.

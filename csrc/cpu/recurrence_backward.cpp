@@ -45,20 +45,21 @@ class Recomputation {
     const int64_t K = p_.K, images = chunk.steps * p_.N;
     const Input<T> h = one_source(chunk.previous, K, K);
     T* gates = gates_.get();
+    const GateRows<T> a{p_.cudnn ? scratch_.get() : gates, K, nullptr};
     Schedule schedule(p_.grid());
-    const int outside = outside_.add(schedule, chunk.first, chunk.steps, p_.cudnn ? scratch_.get() : gates);
+    const int outside = outside_.add(schedule, chunk.first, chunk.steps, a);
     if (p_.cudnn) {
       const CudnnStep<T> step{
-          K,    valid,   scratch_.get(), b_.empty() ? nullptr : b_.data() + 2 * K, chunk.previous, gates,
+          K,    valid,   a,      b_.empty() ? nullptr : b_.data() + 2 * K, chunk.previous, gates,
           true, nullptr, nullptr};
       schedule.add(first_->stage(images, h, kernels.gates.cudnn_step(step)), {{outside, 0}});
       schedule.run();
       return gates;
     }
-    const ResetUpdate<T> reset_update{K, gates, true, chunk.previous, scratch_.get(), false, {}};
+    const ResetUpdate<T> reset_update{K, a, true, chunk.previous, scratch_.get(), false, {}};
     const int reset =
         schedule.add(first_->stage(images, h, kernels.gates.reset_update(reset_update)), {{outside, 0}});
-    const Candidate<T> candidate{K, valid, gates, true, chunk.previous, nullptr, nullptr};
+    const Candidate<T> candidate{K, valid, a, true, chunk.previous, nullptr, nullptr};
     schedule.add(
         second_->stage(images, one_source<T>(scratch_.get(), K, K), kernels.gates.candidate(candidate)),
         {{reset, halo_}});

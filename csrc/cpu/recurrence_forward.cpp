@@ -39,11 +39,11 @@ auto OutsideGates<T>::addends(Schedule& schedule, int64_t first, int64_t steps, 
 }
 
 template <class T>
-int OutsideGates<T>::add(Schedule& schedule, int64_t first, int64_t steps, T* a) {
+int OutsideGates<T>::add(Schedule& schedule, int64_t first, int64_t steps, const GateRows<T>& a) {
   const Kernels<T> kernels;
   const int64_t images = steps * p_.N;
   const auto [addends, addends_stage] = this->addends(schedule, first, steps, {});
-  gates_ = {p_.K, addends, a};
+  gates_ = {addends, a};
   const Epilogue<T> epilogue = kernels.gates.input_gates(gates_);
   if (!input_.has_value())
     return schedule.add(
@@ -95,6 +95,30 @@ class States {
   Buffer<T> step_output_;
 };
 
+// Where the rows of some images are in GateRows, and how many places there are.
+struct TileOrder {
+  std::vector<uint32_t> slots;
+  int64_t size = 0;
+};
+
+template <class T>
+TileOrder tile_order(const Grid& grid, int64_t images) {
+  constexpr int64_t kSide = 4;
+  static_assert(kSide * kSide == GateRows<T>::kTileRows);
+  const int64_t tiles_h = (grid.height + kSide - 1) / kSide, tiles_w = (grid.width + kSide - 1) / kSide;
+  TileOrder order;
+  order.size = images * tiles_h * tiles_w * kSide * kSide;
+  if (order.size > UINT32_MAX) return {};
+  order.slots.reserve(images * grid.pixels());
+  for (int64_t image = 0; image < images; ++image)
+    for (int64_t y = 0; y < grid.height; ++y)
+      for (int64_t x = 0; x < grid.width; ++x) {
+        const int64_t tile = (image * tiles_h + y / kSide) * tiles_w + x / kSide;
+        order.slots.push_back(static_cast<uint32_t>((tile * kSide + y % kSide) * kSide + x % kSide));
+      }
+  return order;
+}
+
 }  // namespace
 
 template <class T>
@@ -111,7 +135,7 @@ std::tuple<Tensor, Tensor> forward(const Arguments& arguments, const Problem& p,
   const Tensor gates = empty_tensor(weight_hh, gates_shape);
   if (p.all_rows() == 0) return {output, gates};
 
-  const int64_t C = input.has_value() ? input->size(2) : 0, rows_size = p.rows() * 3 * p.K;
+  const int64_t C = input.has_value() ? input->size(2) : 0;
   const RecurrencePlan plan = plan_recurrence(arguments, p, sizeof(T));
   const int64_t steps = plan.forward_steps;
   const bool joined = plan.joined;
@@ -121,7 +145,6 @@ std::tuple<Tensor, Tensor> forward(const Arguments& arguments, const Problem& p,
 
   // "gru-rcn" overwrites a, what the gates receive from outside, by the gates.
   const bool a_is_kept = save_gates && !p.cudnn;
-  const Buffer<T> a_memory = a_is_kept ? Buffer<T>() : Buffer<T>(steps * rows_size);
   const ConvolutionShape step = p.extents(p.N, weight_hh);
 
   const States<T> states(output, channels_last, p);
@@ -144,8 +167,14 @@ std::tuple<Tensor, Tensor> forward(const Arguments& arguments, const Problem& p,
   // Of those that have been added, the stages that write the last state and that read it for the output.
   int state_stage, output_stage;
   // Calls f(schedule, i, t, a_t, outside) for every step, which adds its stages and returns that which writes
-  // the state. outside: after which a_t is there.
-  const auto for_steps = [&](const auto& f) {
+  // the state. outside: after which a_t is there. square_tiles: by which all convolutions of the steps go.
+  const auto for_steps = [&](bool square_tiles, const auto& f) {
+    TileOrder order;
+    if (!a_is_kept && square_tiles && outside.in_tiles() && p.K > GateRows<T>::kRun)
+      order = tile_order<T>(p.grid(), steps * p.N);
+    const bool in_tiles = !order.slots.empty();
+    const int64_t step_size = (in_tiles ? order.size / steps : p.rows()) * 3 * p.K;
+    const Buffer<T> a_memory = a_is_kept ? Buffer<T>() : Buffer<T>(steps * step_size);
     for (int64_t begin = 0; begin < p.T;) {
       const int64_t end = joined ? p.T : std::min(begin + steps, p.T);
       const int64_t first = std::min(p.time(begin), p.time(end - 1));
@@ -153,12 +182,15 @@ std::tuple<Tensor, Tensor> forward(const Arguments& arguments, const Problem& p,
       state_stage = output_stage = kNoStage;
       if (begin == 0 && initial.has_value())
         std::tie(h, state_stage) = initial->channels_last(0, p.N, h_buffer, schedule, {});
-      T* a = a_is_kept ? data<T>(gates) + first * rows_size : a_memory.get();
+      const GateRows<T> a{
+          a_is_kept ? data<T>(gates) + first * step_size : a_memory.get(), p.K,
+          in_tiles ? order.slots.data() : nullptr};
       const int outside_stage = joined ? kNoStage : outside.add(schedule, first, end - begin, a);
       for (int64_t i = begin; i < end; ++i) {
         const int64_t t = p.time(i), in_chunk = joined && !a_is_kept ? 0 : t - first;
         const After outside_after{outside_stage, 0, in_chunk * p.N * p.H};
-        state_stage = f(schedule, i, t, a + in_chunk * rows_size, outside_after);
+        const GateRows<T> a_t{a.data + in_chunk * step_size, p.K, a.slots};
+        state_stage = f(schedule, i, t, a_t, outside_after);
         output_stage = states.finish(schedule, i, state_stage);
         h = states.state(i);
       }
@@ -172,7 +204,8 @@ std::tuple<Tensor, Tensor> forward(const Arguments& arguments, const Problem& p,
     const std::vector<acc_t<T>> b = to_compute_type<T>(arguments.bias_hh);
     const Buffer<T> gates_memory = save_gates ? Buffer<T>() : Buffer<T>(p.rows() * width);
     std::deque<CudnnStep<T>> arguments_of_steps;
-    for_steps([&](Schedule& schedule, int64_t i, int64_t t, T* a_t, const After& outside_after) {
+    const auto add_step = [&](Schedule& schedule, int64_t i, int64_t t, const GateRows<T>& a_t,
+                              const After& outside_after) {
       T* gates_t = save_gates ? data<T>(gates) + t * p.rows() * width : gates_memory.get();
       arguments_of_steps.push_back(
           {p.K, p.valid(t), a_t, b.empty() ? nullptr : b.data() + 2 * p.K, h, gates_t, save_gates,
@@ -181,7 +214,8 @@ std::tuple<Tensor, Tensor> forward(const Arguments& arguments, const Problem& p,
           convolve(
               i, U, one_source(h, p.K, p.K), 3 * p.K, kernels.gates.cudnn_step(arguments_of_steps.back())),
           {outside_after, {state_stage, halo}, {output_stage, 0}});
-    });
+    };
+    for_steps(U.in_square_tiles(), add_step);
     return {output, gates};
   }
 
@@ -196,7 +230,8 @@ std::tuple<Tensor, Tensor> forward(const Arguments& arguments, const Problem& p,
   std::deque<ResetUpdate<T>> reset_updates;
   std::deque<Candidate<T>> candidates;
   int reset_stage = kNoStage;
-  for_steps([&](Schedule& schedule, int64_t i, int64_t t, T* a_t, const After& outside_after) {
+  const auto add_step = [&](Schedule& schedule, int64_t i, int64_t t, const GateRows<T>& a_t,
+                            const After& outside_after) {
     Input<T> images{{{h, p.K, p.K}}, 1};
     std::vector<After> after{outside_after, {state_stage, halo}};
     ResetUpdate<T> reset_update{p.K, a_t, save_gates, h, rh.get(), joined, {}};
@@ -215,7 +250,8 @@ std::tuple<Tensor, Tensor> forward(const Arguments& arguments, const Problem& p,
     return schedule.add(
         convolve(i, U_n, one_source<T>(rh.get(), p.K, p.K), p.K, second),
         {{reset_stage, halo}, {output_stage, 0}});
-  });
+  };
+  for_steps(U_rz.in_square_tiles() && U_n.in_square_tiles(), add_step);
   return {output, gates};
 }
 
