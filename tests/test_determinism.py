@@ -92,6 +92,37 @@ def test_two_threads_give_what_one_gives(shape, dtype, variant):
             assert_bitwise(model, step(model, x), expected)
 
 
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        dict(shape=(16, 64, 3), N=2, H=26, W=27),  # step by step
+        dict(shape=(16, 64, 3), N=2, H=14, W=13),  # W*x of several steps ahead
+        dict(shape=(24, 40, 3), N=3, H=21, W=32),
+        dict(shape=(24, 40, (5, 1)), N=3, H=21, W=32),
+    ],
+    ids=str,
+)
+@each_variant
+def test_inference_gives_what_training_gives(variant, sizes, dtype, channels_last):
+    """Without gates to keep, the buffers between the convolutions are others; with any number of threads."""
+    model, x = make(variant=variant, dtype=dtype, **sizes)
+    if channels_last:
+        x = x.flatten(0, 1).contiguous(memory_format=torch.channels_last).unflatten(0, x.shape[:2])
+    hx = torch.randn(2, x.size(1), model.hidden_size, *x.shape[3:]).to(dtype)
+    lengths = torch.tensor([4, 2, 3][: x.size(1)])
+    maps = torch.randn(*x.shape[:2], 6 * model.hidden_size, *x.shape[3:]).to(dtype)
+    arguments = [(x,), (x, hx), (x, hx, lengths, maps), (x, hx, None, maps[..., :1, :1])]
+    expected = [[result.detach() for result in model(*some)] for some in arguments]
+    for count in (1, 2, 3, 9):
+        with threads(count), torch.inference_mode():
+            for some, (output, h_n) in zip(arguments, expected, strict=True):
+                actual = model(*some)
+                assert torch.equal(actual[0], output)
+                assert torch.equal(actual[1], h_n)
+
+
 @each_variant
 @each_shape
 def test_a_sample_alone_gives_what_it_gives_in_a_batch(shape, variant):
