@@ -232,7 +232,7 @@ struct ConvolutionKernels {
       int64_t begin, int64_t end, const Work& work, const Input<T>& input, int64_t out, int64_t narrow_from,
       const A* packed, const Epilogue<T>& epilogue, const NotFinite& not_finite);
 
-  // Rows between the first and the last of the tiles first + [0, count); of no other rows are they.
+  // The rows from the first to the last of the tiles first + [0, count).
   Rows (*rows_of_tiles)(int64_t batch, int64_t height, int64_t width, int64_t first, int64_t count);
 
   // Weight gradients in three steps. First the tiles first_tile + [begin, end) of a chunk:

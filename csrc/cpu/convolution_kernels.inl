@@ -145,7 +145,7 @@ class Tiles {
     return {begin, clamp(not_right ? end_[kWhole] : not_lower ? end_[kRight] : end_[kCorner])};
   }
 
-  // The rows from the first to the last of the tiles first + [0, count), counted over all images.
+  // From the first to the last of the tiles first + [0, count).
   Rows image_rows(int64_t first, int64_t count) const {
     Rows rows{INT64_MAX, 0};
     for (int kind = kLower; kind <= kCorner; ++kind) {

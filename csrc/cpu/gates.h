@@ -44,7 +44,7 @@ struct StoreSums {
 // of a gate for all of them before the next.
 template <class T>
 struct GateRows {
-  static constexpr int64_t kTileRows = 16, kRun = 32;
+  static constexpr int64_t kTileSide = 4, kTileRows = kTileSide * kTileSide, kRun = 32;
 
   T* data;
   int64_t K;
@@ -69,7 +69,6 @@ struct InputGates {
 // "gru-rcn", first half: r, z = sigmoid(a_rz + c), rh = r.h.
 template <class T>
 struct ResetUpdate {
-  int64_t K;
   GateRows<T> a;  // in: as InputGates leaves it; out: r|z|a_n
   bool keep;      // r is wanted in a
   const T* h;     // [rows][K] previous state
@@ -82,7 +81,6 @@ struct ResetUpdate {
 // "gru-rcn", second half: n = tanh(a_n + c), h' = (1-z).h + z.n.
 template <class T>
 struct Candidate {
-  int64_t K;
   Valid valid;
   GateRows<T> a;  // in: r|z|a_n; out: r|z|n
   bool keep;      // n is wanted in a
@@ -95,7 +93,6 @@ struct Candidate {
 // come in the order of cudnn_channel: r, z and n of a group before those of the next.
 template <class T>
 struct CudnnStep {
-  int64_t K;
   Valid valid;
   GateRows<T> a;      // as InputGates leaves it
   const acc_t<T>* b;  // [K] b_hn, or nullptr

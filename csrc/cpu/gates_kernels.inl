@@ -92,7 +92,7 @@ void reset_update_gate(
     const ResetUpdate<T>& args, int64_t pixel, int64_t gate, int64_t hidden, int64_t count,
     const acc_t<T>* sums) {
   using A = acc_t<T>;
-  const int64_t K = args.K;
+  const int64_t K = args.a.K;
   T* a = args.a.at(pixel, gate, hidden);
   const T* h = args.h + pixel * K + hidden;
   T* rh = args.rh + pixel * K + hidden;
@@ -118,7 +118,7 @@ void reset_update(
     const void* arguments, const int64_t* pixels, int64_t count, int64_t channel, int64_t channels,
     const acc_t<T>* c, int64_t stride) {
   const ResetUpdate<T>& args = *static_cast<const ResetUpdate<T>*>(arguments);
-  for_gates(args.K, channel, channels, [&](int64_t gate, int64_t hidden, int64_t some, int64_t offset) {
+  for_gates(args.a.K, channel, channels, [&](int64_t gate, int64_t hidden, int64_t some, int64_t offset) {
     for (int64_t i = 0; i < count; ++i)
       reset_update_gate<T, kFirst>(args, pixels[i], gate, hidden, some, c + i * stride + offset);
   });
@@ -140,11 +140,12 @@ template <class T>
 void candidate(
     const Candidate<T>& args, int64_t pixel, int64_t channel, int64_t channels, const acc_t<T>* c) {
   using A = acc_t<T>;
+  const int64_t row = pixel * args.a.K + channel;
   const T* z = args.a.at(pixel, 1, channel);
   T* n = args.a.at(pixel, 2, channel);
-  const T* h = args.h + pixel * args.K + channel;
-  T* state = args.state == nullptr ? nullptr : args.state + pixel * args.K + channel;
-  T* output = args.output + pixel * args.K + channel;
+  const T* h = args.h + row;
+  T* state = args.state == nullptr ? nullptr : args.state + row;
+  T* output = args.output + row;
   const bool advance = state != nullptr && args.valid(pixel);
   for_lanes<A>(channels, [&](int64_t k, auto lanes) {
     const Vec<A> value = tanh<Vec<A>>(load(n + k, lanes) + load(c + k, lanes));
@@ -162,7 +163,7 @@ template <class T>
 void cudnn_step_gate(
     const CudnnStep<T>& args, int64_t pixel, int64_t gate, int64_t hidden, int64_t count, const acc_t<T>* c) {
   using A = acc_t<T>;
-  const int64_t K = args.K;
+  const int64_t K = args.a.K;
   const T* a = args.a.at(pixel, gate, hidden);
   T* gates = args.gates + pixel * 4 * K + hidden;
   if (gate < 2)
@@ -196,7 +197,7 @@ void cudnn_step(
     const acc_t<T>* c, int64_t stride) {
   const CudnnStep<T>& args = *static_cast<const CudnnStep<T>*>(arguments);
   while (channels > 0) {
-    const CudnnChannel place = cudnn_channel(channel, args.K);
+    const CudnnChannel place = cudnn_channel(channel, args.a.K);
     const int64_t run = place.run < channels ? place.run : channels;
     for (int64_t i = 0; i < count; ++i)
       cudnn_step_gate(args, pixels[i], place.gate, place.hidden, run, c + i * stride);

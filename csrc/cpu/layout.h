@@ -68,17 +68,15 @@ Stage over_images(const Grid& grid, int64_t images, int64_t channels, int64_t pi
   const bool whole = pixels != grid.pixels();
   const int64_t unit = whole ? pixels : grid.width, height = grid.height;  // pixels that are not torn apart
   const int64_t wanted = std::max(kTransposePixels, kPieceElements / std::max<int64_t>(1, channels));
-  std::vector<Item> items = pieces(grid, images, whole ? height : 1, (wanted + unit - 1) / unit);
-  std::vector<Rows> rows;
-  for (const Item& item : items) rows.push_back(item.rows);
-  return {std::move(items), [=, rows = std::move(rows)](int64_t item) {
-            for (auto [row, end] = rows[item]; row < end;) {
-              const int64_t image = row / height, next = std::min(end, (image + 1) * height);
-              const int64_t first = whole ? 0 : (row - image * height) * unit;
-              f(image, first, whole ? pixels : (next - row) * unit);
-              row = next;
-            }
-          }};
+  return {
+      pieces(grid, images, whole ? height : 1, (wanted + unit - 1) / unit), [=](int64_t, const Rows& rows) {
+        for (auto [row, end] = rows; row < end;) {
+          const int64_t image = row / height, next = std::min(end, (image + 1) * height);
+          const int64_t first = whole ? 0 : (row - image * height) * unit;
+          f(image, first, whole ? pixels : (next - row) * unit);
+          row = next;
+        }
+      }};
 }
 
 // Gathers images (steps,samples) into dense channels-last memory (steps,samples,pixels,channels).

@@ -35,7 +35,7 @@ std::vector<Item> items_of_tiles(
     middles.push_back(rows(std::min((first + end) / 2, last), 1).begin);
   }
   const Grid grid{mode.not_finite.samples, extents.height, extents.width};
-  divide(grid, middles, torch::stable::get_num_threads(), items);
+  divide(grid, middles, items);
   return items;
 }
 
@@ -77,7 +77,7 @@ Stage PackedConvolution<T>::stage(int64_t batch, const Input<T>& input, const Ep
     const int64_t pixels = batch * shape_.height * shape_.width;
     const int64_t parts = is_serial(pixels * shape_.in * shape_.out) ? 1 : std::min(units, threads);
     for (int64_t i = 0; i < parts; ++i) items.push_back({{0, batch * shape_.height}, i});
-    return {std::move(items), [=, this](int64_t i) {
+    return {std::move(items), [=, this](int64_t i, const Rows&) {
               pointwise_kernels<T>().convolve(
                   units * i / parts, units * (i + 1) / parts, pixels, channel_unit_, input, weights(),
                   narrow_from_, epilogue);
@@ -92,7 +92,7 @@ Stage PackedConvolution<T>::stage(int64_t batch, const Input<T>& input, const Ep
        items_of_tiles(*kernels_, work, mode_, work.items(kernels_->scheme) / splits, block))
     for (int64_t split = 0; split < splits; ++split)
       items.push_back({item.rows, splits > 1 ? split * threads / splits : item.thread});
-  return {std::move(items), [=, this](int64_t i) {
+  return {std::move(items), [=, this](int64_t i, const Rows&) {
             kernels_->convolve(
                 i, i + 1, work, input, shape_.out, narrow_from_, packed_.get(), epilogue, mode_.not_finite);
           }};
@@ -232,12 +232,17 @@ int64_t WeightGradients<T>::products() const {
   return items;
 }
 
+// The first tile of a slice.
+template <class T>
+int64_t WeightGradients<T>::slice_begin(const Images& images, int64_t slice) const {
+  return images.work.tiles(kernels_->scheme) * slice / work_.slices;
+}
+
 // Calls f(chunk) for the chunks of a slice.
 template <class T>
 template <class F>
 void WeightGradients<T>::for_chunks(const Images& images, int64_t slice, const F& f) const {
-  const int64_t tiles = images.work.tiles(kernels_->scheme);
-  const int64_t begin = tiles * slice / work_.slices, end = tiles * (slice + 1) / work_.slices;
+  const int64_t begin = slice_begin(images, slice), end = slice_begin(images, slice + 1);
   Chunk chunk{};
   for (int t = 0; t < work_.term_count; ++t) chunk.sums[t] = sums_[t].get() + slice * sums_size(t);
   for (chunk.first = begin; chunk.first < end; chunk.first += work_.tiles_per_chunk) {
@@ -259,9 +264,8 @@ void WeightGradients<T>::add(int64_t batch, const std::vector<Source<T>>& source
   std::copy(sources.begin(), sources.end(), images.x.sources);
   const int64_t threads = torch::stable::get_num_threads(), slices = work_.slices;
   if (slices > 1 && slices >= threads) {
-    const int64_t tiles = images.work.tiles(kernels_->scheme);
-    const auto begin = [&](int64_t slice) { return tiles * slice / slices; };
-    run_stage({items_of_tiles(*kernels_, images.work, mode_, slices, begin), [&](int64_t slice) {
+    const auto begin = [&](int64_t slice) { return slice_begin(images, slice); };
+    run_stage({items_of_tiles(*kernels_, images.work, mode_, slices, begin), [&](int64_t slice, const Rows&) {
                  add_by_one(images, slice);
                }});
   } else {
@@ -291,7 +295,7 @@ void WeightGradients<T>::add_by_all(const Images& images, const Chunk& chunk, co
   const auto begin = [&](int64_t i) { return chunk.first + std::min(i * kPanelTiles, chunk.count); };
   std::vector<Item> items =
       items_of_tiles(*kernels_, images.work, mode_, (chunk.count + kPanelTiles - 1) / kPanelTiles, begin);
-  run_stage({std::move(items), [&](int64_t item) {
+  run_stage({std::move(items), [&](int64_t item, const Rows&) {
                kernels_->gradient_panels(
                    item * kPanelTiles, std::min((item + 1) * kPanelTiles, chunk.count), images.work,
                    chunk.first, images.x, images.grad, panels.x.get(), panels.grad.get());

@@ -121,6 +121,7 @@ class WeightGradients {
   };
   int64_t products() const;
   int64_t sums_size(int term) const;
+  int64_t slice_begin(const Images& images, int64_t slice) const;
   template <class F>
   void for_chunks(const Images& images, int64_t slice, const F& f) const;
   void add_by_one(const Images& images, int64_t slice) const;

@@ -86,7 +86,7 @@ inline RecurrencePlan plan_recurrence(const Arguments& arguments, const Problem&
 template <class T>
 class OutsideGates {
  public:
-  // steps: in a call of run, at most.
+  // steps: in a call of add, at most.
   OutsideGates(const Arguments& arguments, const Problem& p, int64_t steps);
 
   // Adds what makes a, for the steps [first, first+steps), and returns the stage after which it is there. One
@@ -96,8 +96,8 @@ class OutsideGates {
   // Whether a may be in the order of tiles.
   bool in_tiles() const { return !convolution_.has_value() || convolution_->in_square_tiles(); }
 
-  // The addends of some steps when `stage` has run, for who convolves by himself. Those of the call before
-  // are gone after `after`.
+  // The addends of some steps, there when `stage` has run, for who convolves by himself. They take the place
+  // of those of the call before: after what reads these.
   struct StagedAddends {
     Addends<T> addends;
     int stage;

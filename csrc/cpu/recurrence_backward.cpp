@@ -26,10 +26,10 @@ class Recomputation {
   Recomputation(const Arguments& arguments, const Problem& p, int64_t steps)
       : p_(p),
         outside_(arguments, p, steps),
+        halo_(halo_of(arguments.weight_hh)),
         b_(to_compute_type<T>(arguments.bias_hh)),
         gates_(steps * p.rows() * p.gates_kept() * p.K),
         scratch_(steps * p.rows() * (p.cudnn ? 3 : 1) * p.K) {
-    halo_ = halo_of(arguments.weight_hh);
     const ConvolutionShape extents = p.extents(steps * p.N, arguments.weight_hh);
     if (p.cudnn) {
       first_ = Convolution::cudnn(arguments.weight_hh, extents, p.mode);
@@ -50,16 +50,15 @@ class Recomputation {
     const int outside = outside_.add(schedule, chunk.first, chunk.steps, a);
     if (p_.cudnn) {
       const CudnnStep<T> step{
-          K,    valid,   a,      b_.empty() ? nullptr : b_.data() + 2 * K, chunk.previous, gates,
-          true, nullptr, nullptr};
+          valid, a, b_.empty() ? nullptr : b_.data() + 2 * K, chunk.previous, gates, true, nullptr, nullptr};
       schedule.add(first_->stage(images, h, kernels.gates.cudnn_step(step)), {{outside, 0}});
       schedule.run();
       return gates;
     }
-    const ResetUpdate<T> reset_update{K, a, true, chunk.previous, scratch_.get(), false, {}};
+    const ResetUpdate<T> reset_update{a, true, chunk.previous, scratch_.get(), false, {}};
     const int reset =
         schedule.add(first_->stage(images, h, kernels.gates.reset_update(reset_update)), {{outside, 0}});
-    const Candidate<T> candidate{K, valid, a, true, chunk.previous, nullptr, nullptr};
+    const Candidate<T> candidate{valid, a, true, chunk.previous, nullptr, nullptr};
     schedule.add(
         second_->stage(images, one_source<T>(scratch_.get(), K, K), kernels.gates.candidate(candidate)),
         {{reset, halo_}});

@@ -103,11 +103,10 @@ struct TileOrder {
 
 template <class T>
 TileOrder tile_order(const Grid& grid, int64_t images) {
-  constexpr int64_t kSide = 4;
-  static_assert(kSide * kSide == GateRows<T>::kTileRows);
+  constexpr int64_t kSide = GateRows<T>::kTileSide;
   const int64_t tiles_h = (grid.height + kSide - 1) / kSide, tiles_w = (grid.width + kSide - 1) / kSide;
   TileOrder order;
-  order.size = images * tiles_h * tiles_w * kSide * kSide;
+  order.size = images * tiles_h * tiles_w * GateRows<T>::kTileRows;
   if (order.size > UINT32_MAX) return {};
   order.slots.reserve(images * grid.pixels());
   for (int64_t image = 0; image < images; ++image)
@@ -208,8 +207,8 @@ std::tuple<Tensor, Tensor> forward(const Arguments& arguments, const Problem& p,
                               const After& outside_after) {
       T* gates_t = save_gates ? data<T>(gates) + t * p.rows() * width : gates_memory.get();
       arguments_of_steps.push_back(
-          {p.K, p.valid(t), a_t, b.empty() ? nullptr : b.data() + 2 * p.K, h, gates_t, save_gates,
-           states.state(i), states.output(i)});
+          {p.valid(t), a_t, b.empty() ? nullptr : b.data() + 2 * p.K, h, gates_t, save_gates, states.state(i),
+           states.output(i)});
       return schedule.add(
           convolve(
               i, U, one_source(h, p.K, p.K), 3 * p.K, kernels.gates.cudnn_step(arguments_of_steps.back())),
@@ -234,7 +233,7 @@ std::tuple<Tensor, Tensor> forward(const Arguments& arguments, const Problem& p,
                             const After& outside_after) {
     Input<T> images{{{h, p.K, p.K}}, 1};
     std::vector<After> after{outside_after, {state_stage, halo}};
-    ResetUpdate<T> reset_update{p.K, a_t, save_gates, h, rh.get(), joined, {}};
+    ResetUpdate<T> reset_update{a_t, save_gates, h, rh.get(), joined, {}};
     if (joined) {
       const auto [x_t, x_stage] = x->channels_last(t * p.N, p.N, x_buffer, schedule, {{reset_stage, halo}});
       const auto [addends, addends_stage] = outside.addends(schedule, t, 1, {{reset_stage, 0}});
@@ -245,7 +244,7 @@ std::tuple<Tensor, Tensor> forward(const Arguments& arguments, const Problem& p,
     reset_updates.push_back(reset_update);
     const Epilogue<T> first = kernels.gates.reset_update(reset_updates.back());
     reset_stage = schedule.add(convolve(i, U_rz, images, (joined ? 3 : 2) * p.K, first), std::move(after));
-    candidates.push_back({p.K, p.valid(t), a_t, save_gates, h, states.state(i), states.output(i)});
+    candidates.push_back({p.valid(t), a_t, save_gates, h, states.state(i), states.output(i)});
     const Epilogue<T> second = kernels.gates.candidate(candidates.back());
     return schedule.add(
         convolve(i, U_n, one_source<T>(rh.get(), p.K, p.K), p.K, second),

@@ -1,6 +1,7 @@
 #include "schedule.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <numeric>
 #include <thread>
 
@@ -22,7 +23,8 @@ void pause() {
 
 }  // namespace
 
-void divide(const Grid& grid, const std::vector<int64_t>& rows, int64_t threads, std::vector<Item>& items) {
+void divide(const Grid& grid, const std::vector<int64_t>& rows, std::vector<Item>& items) {
+  const int64_t threads = torch::stable::get_num_threads();
   std::vector<int64_t> order(items.size());
   std::iota(order.begin(), order.end(), int64_t(0));
   const int64_t step = grid.samples * grid.height, count = static_cast<int64_t>(items.size());
@@ -44,14 +46,13 @@ std::vector<Item> pieces(const Grid& grid, int64_t images, int64_t together, int
     const int64_t some = std::max<int64_t>(1, least / step);
     for (int64_t first = 0; first < steps; first += some)
       add(first * step, std::min(first + some, steps) * step);
-    divide(grid, middles, threads, items);
-    return items;
+  } else {
+    int64_t count = step / least;
+    if (count > threads) count = count / threads * threads;  // so that shares are not torn apart
+    for (int64_t t = 0; t < steps; ++t)
+      for (int64_t i = 0; i < count; ++i) add(t * step + step * i / count, t * step + step * (i + 1) / count);
   }
-  int64_t count = step / least;
-  if (count > threads) count = count / threads * threads;  // so that shares are not torn apart
-  for (int64_t t = 0; t < steps; ++t)
-    for (int64_t i = 0; i < count; ++i) add(t * step + step * i / count, t * step + step * (i + 1) / count);
-  divide(grid, middles, threads, items);
+  divide(grid, middles, items);
   return items;
 }
 
@@ -137,7 +138,8 @@ bool Schedule::take(Place place, int64_t thread) {
 // Runs an item that has been taken, and before it what it waits for. False if an item has failed.
 bool Schedule::run_taken(Place place, int64_t thread) {
   if (!for_awaited(place, [&](Place other) { return finish(other, thread); })) return false;
-  stages_[place.stage].stage.run(place.item);
+  const Stage& stage = stages_[place.stage].stage;
+  stage.run(place.item, stage.items[place.item].rows);
   state(place).store(kDone, std::memory_order_release);
   return true;
 }
@@ -168,13 +170,17 @@ bool Schedule::work(const std::vector<std::vector<Place>>& lists, int64_t thread
   for (const Place place : lists[thread])
     if (!finish(place, thread)) return false;
   const int64_t threads = static_cast<int64_t>(lists.size());
-  for (int looks = 0; open_.load(std::memory_order_relaxed) > 0; ++looks) {
+  for (int pauses = 0; open_.load(std::memory_order_relaxed) > 0;) {
     if (failed_.load(std::memory_order_relaxed)) return false;
     bool helped = false;
     for (int64_t i = 1; i < threads && !helped; ++i) helped = help(lists[(thread + i) % threads], thread);
-    if (helped) looks = 0;
-    for (int i = 0; i < kPatience && !helped; ++i) pause();
-    if (looks >= kSpins / kPatience) std::this_thread::yield();
+    if (helped) {
+      pauses = 0;
+      continue;
+    }
+    for (int i = 0; i < kPatience; ++i) pause();
+    pauses += kPatience;
+    if (pauses >= kSpins) std::this_thread::yield();
   }
   return true;
 }
@@ -182,8 +188,10 @@ bool Schedule::work(const std::vector<std::vector<Place>>& lists, int64_t thread
 void Schedule::run() {
   const int64_t threads = torch::stable::get_num_threads();
   if (single_ || threads == 1) {
-    for (const Planned& planned : stages_)
-      for (size_t i = 0; i < planned.stage.items.size(); ++i) planned.stage.run(static_cast<int64_t>(i));
+    for (const Planned& planned : stages_) {
+      const std::vector<Item>& items = planned.stage.items;
+      for (size_t i = 0; i < items.size(); ++i) planned.stage.run(static_cast<int64_t>(i), items[i].rows);
+    }
     return;
   }
   const std::vector<std::vector<Place>> lists = this->lists(threads);

@@ -29,7 +29,7 @@ struct Item {
 
 struct Stage {
   std::vector<Item> items;
-  std::function<void(int64_t)> run;  // of an item, by its number
+  std::function<void(int64_t, const Rows&)> run;  // of an item: its number and rows
 };
 
 // For a stage, one before it: its items wait for those of that whose rows are theirs plus offset, or in the
@@ -40,8 +40,8 @@ struct After {
 };
 constexpr int kNoStage = -1;
 
-// Gives every thread as many items, in the order of the row that stands for each.
-void divide(const Grid& grid, const std::vector<int64_t>& rows, int64_t threads, std::vector<Item>& items);
+// Gives every thread as many items, in the order of the row of a step that stands for each.
+void divide(const Grid& grid, const std::vector<int64_t>& rows, std::vector<Item>& items);
 
 // All rows of so many images, in pieces of at least `least` times `together` rows, as far as there are so
 // many, cut between these.
