@@ -1,7 +1,7 @@
 // The element maths of the GRU gates, forward and derivative side by side, for every native kernel, host and
 // device. Everything has internal linkage: the CPU kernels compile this file once for each instruction set.
 //
-// F is a float or a vector of them; what differs between the two is in Lanes<F>.
+// F is a float, a vector of them or several vectors; what differs between these is in Lanes<F>.
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -21,7 +21,6 @@ struct Lanes;
 
 template <>
 struct Lanes<float> {
-  using Int = int32_t;
   static CONVGRU_HOST_DEVICE float splat(float x) { return x; }
 
   // a*b + c, rounded once where the target has the instruction. The build forbids the compiler to contract by
@@ -36,13 +35,24 @@ struct Lanes<float> {
 #endif
   }
 
-  static CONVGRU_HOST_DEVICE float divide(float a, float b) { return a / b; }
-
   // A NaN passes through.
   static CONVGRU_HOST_DEVICE float clamp(float x, float low, float high) {
     x = x < low ? low : x;
     return x > high ? high : x;
   }
+
+  // The positive float of mantissa 1 whose exponent's bits are the lowest of x.
+  static CONVGRU_HOST_DEVICE float exponent(float x) {
+    int32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    bits <<= 23;
+    float power;
+    memcpy(&power, &bits, sizeof power);
+    return power;
+  }
+
+  // y, but 0 where x < bound.
+  static CONVGRU_HOST_DEVICE float zero_below(float bound, float x, float y) { return x < bound ? 0.0f : y; }
 };
 
 template <class F>
@@ -51,58 +61,55 @@ CONVGRU_HOST_DEVICE F fma(F a, F b, F c) {
 }
 
 template <class F>
+CONVGRU_HOST_DEVICE F clamp(F x, float low, float high) {
+  return Lanes<F>::clamp(x, Lanes<F>::splat(low), Lanes<F>::splat(high));
+}
+
+template <class F>
 struct ExpParts {
   F expm1;  // exp(r) - 1 for the remainder r in [-ln2/2, ln2/2]
   F scale;  // 2^n
 };
 
-// exp(x) = scale * (expm1 + 1) for |x| <= 87: x = n ln2 + r, expm1 = r * p(r) with the polynomial of degree 5
-// and p(0) = 1 that has the least relative error on [-ln2/2, ln2/2], 1.7e-8.
-template <class F>
+// exp(kFactor * x) = scale * (expm1 + 1) for |kFactor * x| <= 87, kFactor a power of two or its negative:
+// kFactor * x = n ln2 + r, expm1 = r * p(r) with the polynomial of degree 5 and p(0) = 1 that has the least
+// relative error on [-ln2/2, ln2/2], 1.7e-8. All is computed for r / kFactor, which changes no digit.
+template <int kFactor, class F>
 CONVGRU_HOST_DEVICE ExpParts<F> exp_parts(F x) {
   using L = Lanes<F>;
-  constexpr float kLog2E = 1.44269504f;
-  constexpr float kLn2High = 0.693359375f;  // 9 bits: n * kLn2High is exact
-  constexpr float kLn2Low = -2.12194440e-4f;
-  constexpr float kRound =
-      12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, kept in the low mantissa bits
+  constexpr float f = kFactor;
+  constexpr float kLog2E = 1.44269504f * f;
+  constexpr float kLn2High = 0.693359375f / f;  // 9 bits: n * kLn2High is exact
+  constexpr float kLn2Low = -2.12194440e-4f / f;
+  // Adding 1.5 * 2^23 rounds to an integer, kept in the low mantissa bits: here the exponent's bits for n.
+  constexpr float kRound = 12582912.0f + 127;
   const F shifted = fma(x, L::splat(kLog2E), L::splat(kRound));
   const F n = shifted - kRound;
   const F r = fma(n, L::splat(-kLn2Low), fma(n, L::splat(-kLn2High), x));
-  F p = L::splat(1.38825155e-3f);
-  p = fma(p, r, L::splat(8.36655218e-3f));
-  p = fma(p, r, L::splat(4.16672006e-2f));
-  p = fma(p, r, L::splat(0.166665435f));
-  p = fma(p, r, L::splat(0.49999997f));
-  p = fma(p, r, L::splat(1.0f));
-  typename L::Int bits;
-  memcpy(&bits, &shifted, sizeof bits);
-  bits = (bits + 127) << 23;
-  F scale;
-  memcpy(&scale, &bits, sizeof scale);
-  return {p * r, scale};
-}
-
-template <class F>
-CONVGRU_HOST_DEVICE F clamp(F x, float low, float high) {
-  return Lanes<F>::clamp(x, Lanes<F>::splat(low), Lanes<F>::splat(high));
+  F p = L::splat(1.38825155e-3f * (f * f * f * f * f * f));
+  p = fma(p, r, L::splat(8.36655218e-3f * (f * f * f * f * f)));
+  p = fma(p, r, L::splat(4.16672006e-2f * (f * f * f * f)));
+  p = fma(p, r, L::splat(0.166665435f * (f * f * f)));
+  p = fma(p, r, L::splat(0.49999997f * (f * f)));
+  p = fma(p, r, L::splat(f));
+  return {p * r, L::exponent(shifted)};
 }
 
 // 1 / (1 + exp(-x)), within 2.5 ulp from -87 on (tests/test_native_math.py measures it); 0 below -104, where
 // the exact value rounds to it.
 template <class F>
 CONVGRU_HOST_DEVICE F sigmoid(F x) {
-  const ExpParts<F> e = exp_parts(clamp(-x, -87.0f, 87.0f));
-  const F s = Lanes<F>::divide(Lanes<F>::splat(1.0f), 1.0f + fma(e.scale, e.expm1, e.scale));
-  return x < Lanes<F>::splat(-104.0f) ? Lanes<F>::splat(0.0f) : s;
+  const ExpParts<F> e = exp_parts<-1>(clamp(x, -87.0f, 87.0f));
+  const F s = 1.0f / (1.0f + fma(e.scale, e.expm1, e.scale));
+  return Lanes<F>::zero_below(-104.0f, x, s);
 }
 
 // expm1(2x) / (expm1(2x) + 2), accurate for small x too; beyond |x| = 10 the result is +-1 in fp32.
 template <class F>
 CONVGRU_HOST_DEVICE F tanh(F x) {
-  const ExpParts<F> e = exp_parts(2.0f * clamp(x, -10.0f, 10.0f));
+  const ExpParts<F> e = exp_parts<2>(clamp(x, -10.0f, 10.0f));
   const F m = fma(e.scale, e.expm1, e.scale - 1.0f);
-  return Lanes<F>::divide(m, m + 2.0f);
+  return m / (m + 2.0f);
 }
 
 template <>

@@ -30,6 +30,7 @@ VECTOR = """
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
+#include <type_traits>
 #include <utility>
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -103,7 +104,7 @@ def test_sigmoid_is_within_2_5_ulp(library):
 
 
 def test_tanh_is_within_3_ulp(library):
-    """Measured: 2.54."""
+    """Measured: 2.70, with FMA 2.54."""
     x = arguments()
     assert ulps(apply(library.tanh_, x), torch.tanh(x.double())) <= 3
 

@@ -19,6 +19,8 @@ struct Valid {
   CONVGRU_INLINE bool operator()(int64_t row) const {
     return lengths == nullptr || t < lengths[row / pixels];
   }
+  // Rows that are valid or not together; 0: all are.
+  CONVGRU_INLINE int64_t sample() const { return lengths == nullptr ? 0 : pixels; }
 };
 
 // What the pre-activations receive besides convolutions.
@@ -29,6 +31,8 @@ struct Addends {
   int64_t pixels;        // H*W
   int64_t image_stride;  // from one image of maps to the next
   int64_t pixel_stride;  // from one pixel of maps to the next; 0: one value for the image
+  // Rows in which they are that far apart; 0: any.
+  CONVGRU_INLINE int64_t sample() const { return maps == nullptr ? 0 : pixels; }
 };
 
 // y = c (+ what y holds already)
@@ -50,12 +54,25 @@ struct GateRows {
   int64_t K;
   const uint32_t* slots;  // nullptr: [rows][3K]; else where each row is, tile * kTileRows + pixel of the tile
 
-  // From here on lie all channels of the gate or those up to the next multiple of kRun.
-  CONVGRU_INLINE T* at(int64_t row, int64_t gate, int64_t hidden) const {
-    if (slots == nullptr) return data + (row * 3 + gate) * K + hidden;
+  // Where the values of a row and, from there on, the channels of a gate from `hidden` on are: all of them or
+  // those up to the next multiple of kRun.
+  CONVGRU_INLINE T* at(int64_t row) const {
+    if (slots == nullptr) return data + row * 3 * K;
     const int64_t tile = slots[row] / kTileRows, pixel = slots[row] % kTileRows;
-    const int64_t run = K % kRun == 0 ? kRun : K, within = K % kRun == 0 ? hidden % kRun : hidden;
-    return data + (tile * 3 + gate) * kTileRows * K + (hidden - within) * kTileRows + pixel * run + within;
+    return data + tile * kTileRows * 3 * K + pixel * (K % kRun == 0 ? kRun : K);
+  }
+  CONVGRU_INLINE int64_t offset(int64_t gate, int64_t hidden) const {
+    if (slots == nullptr) return gate * K + hidden;
+    const int64_t within = K % kRun == 0 ? hidden % kRun : hidden;
+    return (gate * K + hidden - within) * kTileRows + within;
+  }
+
+  // From a row to the next, if they lie together; of rows that follow each other [first, last], at most a
+  // tile's side.
+  CONVGRU_INLINE int64_t step() const { return slots == nullptr ? 3 * K : K % kRun == 0 ? kRun : K; }
+  CONVGRU_INLINE bool together(int64_t first, int64_t last) const {
+    return slots == nullptr || (slots[last] - slots[first] == last - first &&
+                                slots[last] / kTileSide == slots[first] / kTileSide);
   }
 };
 

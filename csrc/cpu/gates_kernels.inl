@@ -32,22 +32,80 @@ void store_sums(
   });
 }
 
-// The addends of a pixel, for the channels [channel, ...).
-template <class T>
+// Pixels whose vectors are worked on side by side, where they follow each other.
+template <class A>
+constexpr int kGroup = sizeof(A) == sizeof(float) ? 4 : 1;
+
+// The same channels of kCount pixels, whose rows are `step` elements apart.
+template <class T, int kCount>
+struct PixelRows {
+  using Vecs = Group<Vec<acc_t<std::remove_const_t<T>>>, kCount>;
+  T* first;
+  int64_t step;
+
+  template <class L>
+  CONVGRU_INLINE Vecs load(int64_t k, L lanes) const {
+    return Vecs::each([&](int i) { return CONVGRU_ISA::load(first + i * step + k, lanes); });
+  }
+  template <class L>
+  CONVGRU_INLINE void store(int64_t k, const Vecs& value, L lanes) const {
+    for (int i = 0; i < kCount; ++i) CONVGRU_ISA::store(first + i * step + k, value.v[i], lanes);
+  }
+};
+
+// Calls f(i, n) for all `count` pixels: for the n from the i-th on. n is kGroup where whole vectors of
+// channels count and those pixels follow each other, also in the rows of `gates` and, if `sample` is not 0,
+// in a sample of that many pixels; else 1.
+template <class T, class F>
+CONVGRU_INLINE void for_groups(
+    const GateRows<T>& gates, const int64_t* pixels, int64_t count, int64_t channels, int64_t sample,
+    const F& f) {
+  constexpr int n = kGroup<acc_t<T>>;
+  const auto together = [&](int64_t i) {
+    const int64_t first = pixels[i], last = pixels[i + n - 1];
+    return last == first + n - 1 && gates.together(first, last) &&
+           (sample == 0 || first % sample + n <= sample);
+  };
+  const bool whole = channels % kLanes<acc_t<T>> == 0;
+  for (int64_t i = 0; i < count;) {
+    if (n > 1 && whole && i + n <= count && together(i)) {
+      f(i, std::integral_constant<int, n>{});
+      i += n;
+    } else {
+      f(i, std::integral_constant<int, 1>{});
+      ++i;
+    }
+  }
+}
+
+// for_lanes, for the channels of such pixels.
+template <class A, int kCount, class F>
+CONVGRU_INLINE void for_lanes_of(int64_t count, const F& f) {
+  if constexpr (kCount == 1)
+    for_lanes<A>(count, f);
+  else
+    for (int64_t first = 0; first < count; first += kLanes<A>) f(first, Full{});
+}
+
+// The addends of pixels of a sample that follow each other, for the channels [channel, ...).
+template <class T, int kCount>
 struct PixelAddends {
+  using Vecs = Group<Vec<acc_t<T>>, kCount>;
   const acc_t<T>* bias;
-  const T* map;
+  PixelRows<const T, kCount> map;
 
   PixelAddends(const Addends<T>& addends, int64_t pixel, int64_t channel)
       : bias(addends.bias == nullptr ? nullptr : addends.bias + channel),
-        map(addends.maps == nullptr ? nullptr
-                                    : addends.maps + pixel / addends.pixels * addends.image_stride +
-                                          pixel % addends.pixels * addends.pixel_stride + channel) {}
+        map{addends.maps, addends.pixel_stride} {
+    if (addends.maps != nullptr)
+      map.first += pixel / addends.pixels * addends.image_stride +
+                   pixel % addends.pixels * addends.pixel_stride + channel;
+  }
 
   template <class L>
-  Vec<acc_t<T>> operator()(Vec<acc_t<T>> c, int64_t k, L lanes) const {
-    if (bias != nullptr) c += load(bias + k, lanes);
-    if (map != nullptr) c += load(map + k, lanes);
+  CONVGRU_INLINE Vecs operator()(Vecs c, int64_t k, L lanes) const {
+    if (bias != nullptr) c = c + load(bias + k, lanes);
+    if (map.first != nullptr) c = c + map.load(k, lanes);
     return c;
   }
 };
@@ -68,16 +126,21 @@ template <class T>
 void input_gates(
     const void* arguments, const int64_t* pixels, int64_t count, int64_t channel, int64_t channels,
     const acc_t<T>* c, int64_t stride) {
-  const InputGates<T>& args = *static_cast<const InputGates<T>*>(arguments);
-  for_gates(args.a.K, channel, channels, [&](int64_t gate, int64_t hidden, int64_t some, int64_t offset) {
-    for (int64_t i = 0; i < count; ++i) {
-      const PixelAddends<T> addends(args.addends, pixels[i], channel + offset);
-      const acc_t<T>* sums = c + i * stride + offset;
-      T* a = args.a.at(pixels[i], gate, hidden);
-      for_lanes<acc_t<T>>(some, [&](int64_t k, auto lanes) {
-        store(a + k, addends(load(sums + k, lanes), k, lanes), lanes);
+  using A = acc_t<T>;
+  const InputGates<T> args = *static_cast<const InputGates<T>*>(arguments);
+  const GateRows<T> gates = args.a;
+  for_gates(gates.K, channel, channels, [&](int64_t gate, int64_t hidden, int64_t some, int64_t offset) {
+    const int64_t place = gates.offset(gate, hidden), step = gates.step();
+    const auto kernel = [&](int64_t i, auto group) __attribute__((always_inline)) {
+      constexpr int n = group;
+      const PixelRows<const A, n> sums{c + i * stride + offset, stride};
+      const PixelRows<T, n> a{gates.at(pixels[i]) + place, step};
+      const PixelAddends<T, n> addends(args.addends, pixels[i], channel + offset);
+      for_lanes_of<A, n>(some, [&](int64_t k, auto lanes) __attribute__((always_inline)) {
+        a.store(k, addends(sums.load(k, lanes), k, lanes), lanes);
       });
-    }
+    };
+    for_groups(gates, pixels, count, some, args.addends.sample(), kernel);
   });
 }
 
@@ -86,31 +149,41 @@ Epilogue<T> input_gates_epilogue(const InputGates<T>& args) {
   return {input_gates<T>, &args};
 }
 
-// `count` channels from `hidden` on of one gate.
-template <class T, bool kFirst>
+// `some` channels from `hidden` on of one gate.
+template <class T, bool kFirst, int kGate>
 void reset_update_gate(
-    const ResetUpdate<T>& args, int64_t pixel, int64_t gate, int64_t hidden, int64_t count,
-    const acc_t<T>* sums) {
+    const ResetUpdate<T>& args, const int64_t* pixels, int64_t count, int64_t hidden, int64_t some,
+    const acc_t<T>* c, int64_t stride) {
   using A = acc_t<T>;
-  const int64_t K = args.a.K;
-  T* a = args.a.at(pixel, gate, hidden);
-  const T* h = args.h + pixel * K + hidden;
-  T* rh = args.rh + pixel * K + hidden;
-  const PixelAddends<T> addends(args.addends, pixel, gate * K + hidden);
-  for_lanes<A>(count, [&](int64_t k, auto lanes) {
-    Vec<A> sum = load(sums + k, lanes);
-    if constexpr (kFirst)
-      sum = addends(sum, k, lanes);
-    else
-      sum += load(a + k, lanes);
-    if (kFirst && gate == 2) {
-      store(a + k, sum, lanes);
-      return;
-    }
-    const Vec<A> s = sigmoid(sum);
-    if (gate == 1 || args.keep) store(a + k, s, lanes);
-    if (gate == 0) store(rh + k, s * load(h + k, lanes), lanes);
-  });
+  const GateRows<T> gates = args.a;
+  const int64_t K = gates.K, place = gates.offset(kGate, hidden), gates_step = gates.step();
+  const bool keep = kGate > 0 || args.keep;
+  const T* const h_rows = args.h + hidden;
+  T* const rh_rows = args.rh + hidden;
+  const Addends<T> all_addends = args.addends;
+  const auto kernel = [&](int64_t i, auto group) __attribute__((always_inline)) {
+    constexpr int n = group;
+    const int64_t pixel = pixels[i];
+    const PixelRows<const A, n> sums{c + i * stride, stride};
+    const PixelRows<T, n> a{gates.at(pixel) + place, gates_step}, rh{rh_rows + pixel * K, K};
+    const PixelRows<const T, n> h{h_rows + pixel * K, K};
+    const PixelAddends<T, n> addends(all_addends, pixel, kGate * K + hidden);
+    for_lanes_of<A, n>(some, [&](int64_t k, auto lanes) __attribute__((always_inline)) {
+      auto sum = sums.load(k, lanes);
+      if constexpr (kFirst)
+        sum = addends(sum, k, lanes);
+      else
+        sum = sum + a.load(k, lanes);
+      if constexpr (kGate == 2) {
+        a.store(k, sum, lanes);
+      } else {
+        const auto s = sigmoid(sum);
+        if (keep) a.store(k, s, lanes);
+        if constexpr (kGate == 0) rh.store(k, s * h.load(k, lanes), lanes);
+      }
+    });
+  };
+  for_groups(gates, pixels, count, some, kFirst ? all_addends.sample() : 0, kernel);
 }
 
 template <class T, bool kFirst>
@@ -119,8 +192,10 @@ void reset_update(
     const acc_t<T>* c, int64_t stride) {
   const ResetUpdate<T>& args = *static_cast<const ResetUpdate<T>*>(arguments);
   for_gates(args.a.K, channel, channels, [&](int64_t gate, int64_t hidden, int64_t some, int64_t offset) {
-    for (int64_t i = 0; i < count; ++i)
-      reset_update_gate<T, kFirst>(args, pixels[i], gate, hidden, some, c + i * stride + offset);
+    const auto kernel = gate == 0   ? reset_update_gate<T, kFirst, 0>
+                        : gate == 1 ? reset_update_gate<T, kFirst, 1>
+                                    : reset_update_gate<T, true, 2>;
+    kernel(args, pixels, count, hidden, some, c + offset, stride);
   });
 }
 
@@ -138,57 +213,85 @@ void stand_still(int64_t count, const T* h, T* state, T* output) {
 
 template <class T>
 void candidate(
-    const Candidate<T>& args, int64_t pixel, int64_t channel, int64_t channels, const acc_t<T>* c) {
+    const void* arguments, const int64_t* pixels, int64_t count, int64_t channel, int64_t channels,
+    const acc_t<T>* c, int64_t stride) {
   using A = acc_t<T>;
-  const int64_t row = pixel * args.a.K + channel;
-  const T* z = args.a.at(pixel, 1, channel);
-  T* n = args.a.at(pixel, 2, channel);
-  const T* h = args.h + row;
-  T* state = args.state == nullptr ? nullptr : args.state + row;
-  T* output = args.output + row;
-  const bool advance = state != nullptr && args.valid(pixel);
-  for_lanes<A>(channels, [&](int64_t k, auto lanes) {
-    const Vec<A> value = tanh<Vec<A>>(load(n + k, lanes) + load(c + k, lanes));
-    if (args.keep) store(n + k, value, lanes);
-    if (!advance) return;
-    const Vec<A> next = blend(load(h + k, lanes), value, load(z + k, lanes));
-    store(state + k, next, lanes);
-    if (output != state) store(output + k, next, lanes);
-  });
-  if (state != nullptr && !advance) stand_still(channels, h, state, output);
+  const Candidate<T> args = *static_cast<const Candidate<T>*>(arguments);
+  const GateRows<T> gates = args.a;
+  const int64_t K = gates.K, gates_step = gates.step();
+  const int64_t z_place = gates.offset(1, channel), n_place = gates.offset(2, channel);
+  const auto kernel = [&](int64_t i, auto group) __attribute__((always_inline)) {
+    constexpr int n = group;
+    const int64_t pixel = pixels[i], row = pixel * K + channel;
+    T* const gates_row = gates.at(pixel);
+    const PixelRows<const A, n> sums{c + i * stride, stride};
+    const PixelRows<const T, n> z{gates_row + z_place, gates_step}, h{args.h + row, K};
+    const PixelRows<T, n> candidate{gates_row + n_place, gates_step};
+    const bool advance = args.state != nullptr && args.valid(pixel);
+    const PixelRows<T, n> state{args.state == nullptr ? nullptr : args.state + row, K};
+    const PixelRows<T, n> output{args.state == nullptr ? nullptr : args.output + row, K};
+    for_lanes_of<A, n>(channels, [&](int64_t k, auto lanes) __attribute__((always_inline)) {
+      const auto value = tanh(candidate.load(k, lanes) + sums.load(k, lanes));
+      if (args.keep) candidate.store(k, value, lanes);
+      if (!advance) return;
+      const auto next = blend(h.load(k, lanes), value, z.load(k, lanes));
+      state.store(k, next, lanes);
+      if (args.output != args.state) output.store(k, next, lanes);
+    });
+    if (args.state != nullptr && !advance)
+      for (int pixel = 0; pixel < n; ++pixel)
+        stand_still(channels, h.first + pixel * K, state.first + pixel * K, output.first + pixel * K);
+  };
+  for_groups(gates, pixels, count, channels, args.valid.sample(), kernel);
 }
 
-// `count` channels from `hidden` on of one gate.
+template <class T>
+Epilogue<T> candidate_epilogue(const Candidate<T>& args) {
+  return {candidate<T>, &args};
+}
+
+// `some` channels from `hidden` on of one gate.
 template <class T>
 void cudnn_step_gate(
-    const CudnnStep<T>& args, int64_t pixel, int64_t gate, int64_t hidden, int64_t count, const acc_t<T>* c) {
+    const CudnnStep<T>& args, const int64_t* pixels, int64_t count, int64_t gate, int64_t hidden,
+    int64_t some, const acc_t<T>* c, int64_t stride) {
   using A = acc_t<T>;
-  const int64_t K = args.a.K;
-  const T* a = args.a.at(pixel, gate, hidden);
-  T* gates = args.gates + pixel * 4 * K + hidden;
-  if (gate < 2)
-    return for_lanes<A>(count, [&](int64_t k, auto lanes) {
-      store(gates + gate * K + k, sigmoid<Vec<A>>(load(a + k, lanes) + load(c + k, lanes)), lanes);
-    });
-  const A* b = args.b == nullptr ? nullptr : args.b + hidden;
-  const T* h = args.h + pixel * K + hidden;
-  T* state = args.state == nullptr ? nullptr : args.state + pixel * K + hidden;
-  T* output = args.output + pixel * K + hidden;
-  const bool advance = state != nullptr && args.valid(pixel);
-  for_lanes<A>(count, [&](int64_t k, auto lanes) {
-    Vec<A> q = load(c + k, lanes);
-    if (b != nullptr) q += load(b + k, lanes);
-    const Vec<A> n = tanh<Vec<A>>(load(a + k, lanes) + load(gates + k, lanes) * q);
-    if (args.keep) {
-      store(gates + 2 * K + k, n, lanes);
-      store(gates + 3 * K + k, q, lanes);
+  const GateRows<T> a_rows = args.a;
+  const int64_t K = a_rows.K, place = a_rows.offset(gate, hidden), a_step = a_rows.step();
+  const A* const b = args.b == nullptr ? nullptr : args.b + hidden;
+  const auto kernel = [&](int64_t i, auto group) __attribute__((always_inline)) {
+    constexpr int n = group;
+    const int64_t pixel = pixels[i], row = pixel * K + hidden;
+    const PixelRows<const A, n> sums{c + i * stride, stride};
+    const PixelRows<const T, n> a{a_rows.at(pixel) + place, a_step}, h{args.h + row, K};
+    const PixelRows<T, n> gates{args.gates + pixel * 4 * K + hidden, 4 * K};
+    if (gate < 2) {
+      for_lanes_of<A, n>(some, [&](int64_t k, auto lanes) __attribute__((always_inline)) {
+        gates.store(gate * K + k, sigmoid(a.load(k, lanes) + sums.load(k, lanes)), lanes);
+      });
+      return;
     }
-    if (!advance) return;
-    const Vec<A> next = blend(n, load(h + k, lanes), load(gates + K + k, lanes));
-    store(state + k, next, lanes);
-    if (output != state) store(output + k, next, lanes);
-  });
-  if (state != nullptr && !advance) stand_still(count, h, state, output);
+    const bool advance = args.state != nullptr && args.valid(pixel);
+    const PixelRows<T, n> state{args.state == nullptr ? nullptr : args.state + row, K};
+    const PixelRows<T, n> output{args.state == nullptr ? nullptr : args.output + row, K};
+    for_lanes_of<A, n>(some, [&](int64_t k, auto lanes) __attribute__((always_inline)) {
+      auto q = sums.load(k, lanes);
+      if (b != nullptr) q = q + load(b + k, lanes);
+      const auto value = tanh(a.load(k, lanes) + gates.load(k, lanes) * q);
+      if (args.keep) {
+        gates.store(2 * K + k, value, lanes);
+        gates.store(3 * K + k, q, lanes);
+      }
+      if (!advance) return;
+      const auto next = blend(value, h.load(k, lanes), gates.load(K + k, lanes));
+      state.store(k, next, lanes);
+      if (args.output != args.state) output.store(k, next, lanes);
+    });
+    if (args.state != nullptr && !advance)
+      for (int pixel = 0; pixel < n; ++pixel)
+        stand_still(some, h.first + pixel * K, state.first + pixel * K, output.first + pixel * K);
+  };
+  for_groups(a_rows, pixels, count, some, args.valid.sample(), kernel);
 }
 
 template <class T>
@@ -199,8 +302,7 @@ void cudnn_step(
   while (channels > 0) {
     const CudnnChannel place = cudnn_channel(channel, args.a.K);
     const int64_t run = place.run < channels ? place.run : channels;
-    for (int64_t i = 0; i < count; ++i)
-      cudnn_step_gate(args, pixels[i], place.gate, place.hidden, run, c + i * stride);
+    cudnn_step_gate(args, pixels, count, place.gate, place.hidden, run, c, stride);
     channel += run;
     channels -= run;
     c += run;
@@ -324,7 +426,7 @@ constexpr GateKernels<T> make_kernels() {
       epilogue<T, StoreSums<T>, store_sums<T>>,
       input_gates_epilogue<T>,
       reset_update_epilogue<T>,
-      epilogue<T, Candidate<T>, candidate<T>>,
+      candidate_epilogue<T>,
       cudnn_step_epilogue<T>,
       epilogue<T, CandidateBackward<T>, candidate_backward<T>>,
       epilogue<T, ResetUpdateBackward<T>, reset_update_backward<T>>,

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <type_traits>
 #include <utility>
 
 // GCC 12 warns of the undefined vectors inside its own intrinsics (GCC bug 105593).

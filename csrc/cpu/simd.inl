@@ -176,6 +176,43 @@ inline DoubleVec fma_vec(DoubleVec a, DoubleVec b, DoubleVec c) {
 #endif
 }
 
+// Several vectors, on all of which an operation is done before the next: a chain of dependent operations, as
+// long as that of an exponential, leaves a processor idle unless other chains are at hand.
+template <class V, int kCount>
+struct Group {
+  using Element = std::decay_t<decltype(V{}[0])>;
+  V v[kCount];
+
+  template <class F>
+  static CONVGRU_INLINE Group each(const F& f) {
+    Group result;
+#pragma GCC unroll 4
+    for (int i = 0; i < kCount; ++i) result.v[i] = f(i);
+    return result;
+  }
+
+#define CONVGRU_OPERATOR(op)                                    \
+  friend CONVGRU_INLINE Group operator op(Group a, Group b) {   \
+    return each([&](int i) { return a.v[i] op b.v[i]; });       \
+  }                                                             \
+  friend CONVGRU_INLINE Group operator op(Group a, Element b) { \
+    return each([&](int i) { return a.v[i] op b; });            \
+  }                                                             \
+  friend CONVGRU_INLINE Group operator op(Element a, Group b) { \
+    return each([&](int i) { return a op b.v[i]; });            \
+  }
+  CONVGRU_OPERATOR(+)
+  CONVGRU_OPERATOR(-)
+  CONVGRU_OPERATOR(*)
+  CONVGRU_OPERATOR(/)
+#undef CONVGRU_OPERATOR
+
+  // The same vector for each.
+  friend CONVGRU_INLINE Group operator+(Group a, V b) {
+    return each([&](int i) { return a.v[i] + b; });
+  }
+};
+
 // y[i] += the sum of the lanes of v[i], for kCount vectors.
 template <int kCount, class A>
 CONVGRU_INLINE void add_lane_sums(const Vec<A>* v, A* y) {
@@ -233,20 +270,8 @@ namespace {
 template <>
 struct Lanes<cpu::CONVGRU_ISA::FloatVec> {
   using F = cpu::CONVGRU_ISA::FloatVec;
-  using Int = cpu::CONVGRU_ISA::IntVec;
   static CONVGRU_HOST_DEVICE F splat(float x) { return cpu::CONVGRU_ISA::splat(x); }
   static CONVGRU_HOST_DEVICE F fma(F a, F b, F c) { return cpu::CONVGRU_ISA::fma_vec(a, b, c); }
-  static CONVGRU_HOST_DEVICE F divide(F a, F b) {
-#if CONVGRU_VECTOR_BYTES == 64
-    // An estimate of 1/b with 14 bits and a step of Newton's method: a third of the time of the division.
-    const F estimate = _mm512_rcp14_ps(b);
-    const F inverse = fma(estimate, fma(-b, estimate, splat(1.0f)), estimate);
-    const F quotient = a * inverse;
-    return fma(fma(-b, quotient, a), inverse, quotient);
-#else
-    return a / b;
-#endif
-  }
   // Of a comparison with a NaN the instructions return the second operand.
   static CONVGRU_HOST_DEVICE F clamp(F x, F low, F high) {
 #if CONVGRU_VECTOR_BYTES == 64
@@ -258,16 +283,50 @@ struct Lanes<cpu::CONVGRU_ISA::FloatVec> {
     return x > high ? high : x;
 #endif
   }
+  static CONVGRU_HOST_DEVICE F exponent(F x) {
+    cpu::CONVGRU_ISA::IntVec bits;
+    memcpy(&bits, &x, sizeof bits);
+    bits <<= 23;
+    F power;
+    memcpy(&power, &bits, sizeof power);
+    return power;
+  }
+  static CONVGRU_HOST_DEVICE F zero_below(float bound, F x, F y) { return x < splat(bound) ? F{} : y; }
+};
+
+template <class V, int n>
+struct Lanes<cpu::CONVGRU_ISA::Group<V, n>> {
+  using F = cpu::CONVGRU_ISA::Group<V, n>;
+  using L = Lanes<V>;
+  static CONVGRU_HOST_DEVICE F splat(float x) {
+    return F::each([&](int) { return L::splat(x); });
+  }
+  static CONVGRU_HOST_DEVICE F fma(F a, F b, F c) {
+    return F::each([&](int i) { return L::fma(a.v[i], b.v[i], c.v[i]); });
+  }
+  static CONVGRU_HOST_DEVICE F clamp(F x, F low, F high) {
+    return F::each([&](int i) { return L::clamp(x.v[i], low.v[i], high.v[i]); });
+  }
+  static CONVGRU_HOST_DEVICE F exponent(F x) {
+    return F::each([&](int i) { return L::exponent(x.v[i]); });
+  }
+  static CONVGRU_HOST_DEVICE F zero_below(float bound, F x, F y) {
+    return F::each([&](int i) { return L::zero_below(bound, x.v[i], y.v[i]); });
+  }
 };
 
 template <>
-inline cpu::CONVGRU_ISA::DoubleVec sigmoid(cpu::CONVGRU_ISA::DoubleVec x) {
-  for (int lane = 0; lane < cpu::CONVGRU_ISA::kLanes<double>; ++lane) x[lane] = sigmoid<double>(x[lane]);
+inline cpu::CONVGRU_ISA::Group<cpu::CONVGRU_ISA::DoubleVec, 1> sigmoid(
+    cpu::CONVGRU_ISA::Group<cpu::CONVGRU_ISA::DoubleVec, 1> x) {
+  for (int lane = 0; lane < cpu::CONVGRU_ISA::kLanes<double>; ++lane)
+    x.v[0][lane] = sigmoid<double>(x.v[0][lane]);
   return x;
 }
 template <>
-inline cpu::CONVGRU_ISA::DoubleVec tanh(cpu::CONVGRU_ISA::DoubleVec x) {
-  for (int lane = 0; lane < cpu::CONVGRU_ISA::kLanes<double>; ++lane) x[lane] = tanh<double>(x[lane]);
+inline cpu::CONVGRU_ISA::Group<cpu::CONVGRU_ISA::DoubleVec, 1> tanh(
+    cpu::CONVGRU_ISA::Group<cpu::CONVGRU_ISA::DoubleVec, 1> x) {
+  for (int lane = 0; lane < cpu::CONVGRU_ISA::kLanes<double>; ++lane)
+    x.v[0][lane] = tanh<double>(x.v[0][lane]);
   return x;
 }
 
