@@ -99,8 +99,8 @@ def test_plan_by_precision_type_and_size():
 def test_plan_of_a_sequence():
     rows = {name: (times, inputs, outputs) for name, times, _, inputs, outputs, *_ in plan()}
     assert rows == {
-        "W*x and U_rz*h": (10, 128, 192),  # a step at a time
-        "U_n*(r.h)": (10, 64, 64),
+        "W_rz*x and U_rz*h": (10, 128, 128),  # a step at a time
+        "W_n*x and U_n*(r.h)": (10, 128, 64),
         "gradient of r.h": (10, 64, 64),
         "gradient of h": (10, 128, 64),
         "gradient of x": (10, 192, 64),

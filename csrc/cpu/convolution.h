@@ -226,11 +226,10 @@ struct ConvolutionKernels {
   // past_cache: to be written to memory without being brought into the caches, which are too small for them.
   void (*pack)(int64_t begin, int64_t end, const Weights<T>& weights, A* packed, bool past_cache);
 
-  // The work items [begin, end). Outputs from narrow_from on see only the first source. No result depends on
-  // how the work is divided.
+  // The work items [begin, end). No result depends on how the work is divided.
   void (*convolve)(
-      int64_t begin, int64_t end, const Work& work, const Input<T>& input, int64_t out, int64_t narrow_from,
-      const A* packed, const Epilogue<T>& epilogue, const NotFinite& not_finite);
+      int64_t begin, int64_t end, const Work& work, const Input<T>& input, int64_t out, const A* packed,
+      const Epilogue<T>& epilogue, const NotFinite& not_finite);
 
   // The rows from the first to the last of the tiles first + [0, count).
   Rows (*rows_of_tiles)(int64_t batch, int64_t height, int64_t width, int64_t first, int64_t count);
@@ -282,10 +281,10 @@ template <class T>
 struct PointwiseKernels {
   // The weights are not packed but read where they lie: with the input channels next to each other in memory,
   // or the output channels in their order. For the units [begin, end) of channel_unit output channels each, a
-  // multiple of the kernels' channel_block; narrow_from: as in convolve.
+  // multiple of the kernels' channel_block.
   void (*convolve)(
       int64_t begin, int64_t end, int64_t pixels, int64_t channel_unit, const Input<T>& input,
-      const Weights<T>& weights, int64_t narrow_from, const Epilogue<T>& epilogue);
+      const Weights<T>& weights, const Epilogue<T>& epilogue);
 
   // The gradient of the weight (grad.channels,x.channels), for the units [begin, end) of gradient_unit output
   // channels each.

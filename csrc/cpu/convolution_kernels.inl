@@ -396,12 +396,12 @@ void winograd_sums(
 
 template <class T, Scheme kScheme>
 void convolve(
-    int64_t begin, int64_t end, const Work& p, const Input<T>& input, int64_t out, int64_t narrow_from,
-    const acc_t<T>* packed, const Epilogue<T>& epilogue, const NotFinite& not_finite) {
+    int64_t begin, int64_t end, const Work& p, const Input<T>& input, int64_t out, const acc_t<T>* packed,
+    const Epilogue<T>& epilogue, const NotFinite& not_finite) {
   using A = acc_t<T>;
   constexpr int kPositions = kScheme.positions();
   const int64_t taps = kScheme.direct() ? p.kernel_h * p.kernel_w : 1;
-  const int64_t in = input.channels(), depth = taps * in, narrow_depth = taps * input.sources[0].channels;
+  const int64_t in = input.channels(), depth = taps * in;
   const int64_t all_tiles = p.tiles(kScheme), tile_count = p.tiles_per_block;
   const Tiles<kScheme> tiles(p.batch, p.height, p.width);
   const int64_t blocks = (out + kBlock<A> - 1) / kBlock<A>, stride = panel_stride<A>(depth);
@@ -446,8 +446,8 @@ void convolve(
         A* target = products + position * products_position;
         multiply_block<Layout::kRows>(
             channels, last - first, panel + position * panel_position + first * stride, stride,
-            packed + (block * kPositions + position) * depth * kBlock<A>, target + first * kBlock<A>,
-            channel >= narrow_from ? narrow_depth : depth, false);
+            packed + (block * kPositions + position) * depth * kBlock<A>, target + first * kBlock<A>, depth,
+            false);
         // A position that is not used adds nothing.
         for (int64_t i = 0; i < first * kBlock<A>; ++i) target[i] = A(0);
         for (int64_t i = last * kBlock<A>; i < count * kBlock<A>; ++i) target[i] = A(0);

@@ -88,22 +88,24 @@ template <class T>
 struct ResetUpdate {
   GateRows<T> a;  // in: as InputGates leaves it; out: r|z|a_n
   bool keep;      // r is wanted in a
-  const T* h;     // [rows][K] previous state
-  T* rh;          // [rows][K] out
-  // A single step computes W*x here too: c = W*x + U_rz*h for r and z, W*x for n, and a is only written.
-  bool first;
+  // W*x is in c already: a = addends, which are not in `a`.
+  bool joined;
   Addends<T> addends;
+  const T* h;  // [rows][K] previous state
+  T* rh;       // [rows][K] out
 };
 
 // "gru-rcn", second half: n = tanh(a_n + c), h' = (1-z).h + z.n.
 template <class T>
 struct Candidate {
   Valid valid;
-  GateRows<T> a;  // in: r|z|a_n; out: r|z|n
-  bool keep;      // n is wanted in a
-  const T* h;     // [rows][K] previous state
-  T* state;       // [rows][K] out: h' where valid, else h; may be h itself; nullptr: only n is wanted
-  T* output;      // [rows][K] out: h' where valid, else 0; may be state itself if every row is valid
+  GateRows<T> a;       // in: r|z|a_n; out: r|z|n
+  bool keep;           // n is wanted in a
+  bool joined;         // as in ResetUpdate
+  Addends<T> addends;  // as there
+  const T* h;          // [rows][K] previous state
+  T* state;            // [rows][K] out: h' where valid, else h; may be h itself; nullptr: only n is wanted
+  T* output;           // [rows][K] out: h' where valid, else 0; may be state itself if every row is valid
 };
 
 // "cudnn": r, z = sigmoid(a_rz + c_rz), q = c_n + b, n = tanh(a_n + r.q), h' = (1-z).n + z.h. Its channels

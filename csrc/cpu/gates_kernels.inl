@@ -150,7 +150,7 @@ Epilogue<T> input_gates_epilogue(const InputGates<T>& args) {
 }
 
 // `some` channels from `hidden` on of one gate.
-template <class T, bool kFirst, int kGate>
+template <class T, bool kJoined, int kGate>
 void reset_update_gate(
     const ResetUpdate<T>& args, const int64_t* pixels, int64_t count, int64_t hidden, int64_t some,
     const acc_t<T>* c, int64_t stride) {
@@ -170,38 +170,32 @@ void reset_update_gate(
     const PixelAddends<T, n> addends(all_addends, pixel, kGate * K + hidden);
     for_lanes_of<A, n>(some, [&](int64_t k, auto lanes) __attribute__((always_inline)) {
       auto sum = sums.load(k, lanes);
-      if constexpr (kFirst)
+      if constexpr (kJoined)
         sum = addends(sum, k, lanes);
       else
         sum = sum + a.load(k, lanes);
-      if constexpr (kGate == 2) {
-        a.store(k, sum, lanes);
-      } else {
-        const auto s = sigmoid(sum);
-        if (keep) a.store(k, s, lanes);
-        if constexpr (kGate == 0) rh.store(k, s * h.load(k, lanes), lanes);
-      }
+      const auto s = sigmoid(sum);
+      if (keep) a.store(k, s, lanes);
+      if constexpr (kGate == 0) rh.store(k, s * h.load(k, lanes), lanes);
     });
   };
-  for_groups(gates, pixels, count, some, kFirst ? all_addends.sample() : 0, kernel);
+  for_groups(gates, pixels, count, some, kJoined ? all_addends.sample() : 0, kernel);
 }
 
-template <class T, bool kFirst>
+template <class T, bool kJoined>
 void reset_update(
     const void* arguments, const int64_t* pixels, int64_t count, int64_t channel, int64_t channels,
     const acc_t<T>* c, int64_t stride) {
   const ResetUpdate<T>& args = *static_cast<const ResetUpdate<T>*>(arguments);
   for_gates(args.a.K, channel, channels, [&](int64_t gate, int64_t hidden, int64_t some, int64_t offset) {
-    const auto kernel = gate == 0   ? reset_update_gate<T, kFirst, 0>
-                        : gate == 1 ? reset_update_gate<T, kFirst, 1>
-                                    : reset_update_gate<T, true, 2>;
+    const auto kernel = gate == 0 ? reset_update_gate<T, kJoined, 0> : reset_update_gate<T, kJoined, 1>;
     kernel(args, pixels, count, hidden, some, c + offset, stride);
   });
 }
 
 template <class T>
 Epilogue<T> reset_update_epilogue(const ResetUpdate<T>& args) {
-  return {args.first ? reset_update<T, true> : reset_update<T, false>, &args};
+  return {args.joined ? reset_update<T, true> : reset_update<T, false>, &args};
 }
 
 // What a sample's state and output are past its length.
@@ -211,7 +205,7 @@ void stand_still(int64_t count, const T* h, T* state, T* output) {
   for (int64_t k = 0; k < count; ++k) output[k] = T{};
 }
 
-template <class T>
+template <class T, bool kJoined>
 void candidate(
     const void* arguments, const int64_t* pixels, int64_t count, int64_t channel, int64_t channels,
     const acc_t<T>* c, int64_t stride) {
@@ -220,6 +214,7 @@ void candidate(
   const GateRows<T> gates = args.a;
   const int64_t K = gates.K, gates_step = gates.step();
   const int64_t z_place = gates.offset(1, channel), n_place = gates.offset(2, channel);
+  const Addends<T> all_addends = args.addends;
   const auto kernel = [&](int64_t i, auto group) __attribute__((always_inline)) {
     constexpr int n = group;
     const int64_t pixel = pixels[i], row = pixel * K + channel;
@@ -227,11 +222,17 @@ void candidate(
     const PixelRows<const A, n> sums{c + i * stride, stride};
     const PixelRows<const T, n> z{gates_row + z_place, gates_step}, h{args.h + row, K};
     const PixelRows<T, n> candidate{gates_row + n_place, gates_step};
+    const PixelAddends<T, n> addends(all_addends, pixel, 2 * K + channel);
     const bool advance = args.state != nullptr && args.valid(pixel);
     const PixelRows<T, n> state{args.state == nullptr ? nullptr : args.state + row, K};
     const PixelRows<T, n> output{args.state == nullptr ? nullptr : args.output + row, K};
     for_lanes_of<A, n>(channels, [&](int64_t k, auto lanes) __attribute__((always_inline)) {
-      const auto value = tanh(candidate.load(k, lanes) + sums.load(k, lanes));
+      auto sum = sums.load(k, lanes);
+      if constexpr (kJoined)
+        sum = addends(sum, k, lanes);
+      else
+        sum = sum + candidate.load(k, lanes);
+      const auto value = tanh(sum);
       if (args.keep) candidate.store(k, value, lanes);
       if (!advance) return;
       const auto next = blend(h.load(k, lanes), value, z.load(k, lanes));
@@ -242,12 +243,13 @@ void candidate(
       for (int pixel = 0; pixel < n; ++pixel)
         stand_still(channels, h.first + pixel * K, state.first + pixel * K, output.first + pixel * K);
   };
-  for_groups(gates, pixels, count, channels, args.valid.sample(), kernel);
+  const int64_t sample = kJoined && all_addends.maps != nullptr ? all_addends.pixels : args.valid.sample();
+  for_groups(gates, pixels, count, channels, sample, kernel);
 }
 
 template <class T>
 Epilogue<T> candidate_epilogue(const Candidate<T>& args) {
-  return {candidate<T>, &args};
+  return {args.joined ? candidate<T, true> : candidate<T, false>, &args};
 }
 
 // `some` channels from `hidden` on of one gate.

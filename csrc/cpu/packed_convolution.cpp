@@ -43,9 +43,9 @@ std::vector<Item> items_of_tiles(
 
 template <class T>
 PackedConvolution<T>::PackedConvolution(
-    std::vector<Part> parts, int64_t in, int64_t out, int64_t narrow_from, int64_t channel_unit,
-    ConvolutionShape shape, const Mode& mode)
-    : parts_(std::move(parts)), shape_(shape), mode_(mode), narrow_from_(narrow_from) {
+    std::vector<Part> parts, int64_t in, int64_t out, int64_t channel_unit, ConvolutionShape shape,
+    const Mode& mode)
+    : parts_(std::move(parts)), shape_(shape), mode_(mode) {
   shape_.in = in;
   shape_.out = out;
   kernels_ = find_kernels<T>(
@@ -80,7 +80,7 @@ Stage PackedConvolution<T>::stage(int64_t batch, const Input<T>& input, const Ep
     return {std::move(items), [=, this](int64_t i, const Rows&) {
               pointwise_kernels<T>().convolve(
                   units * i / parts, units * (i + 1) / parts, pixels, channel_unit_, input, weights(),
-                  narrow_from_, epilogue);
+                  epilogue);
             }};
   }
   ConvolutionShape shape = shape_;
@@ -93,8 +93,7 @@ Stage PackedConvolution<T>::stage(int64_t batch, const Input<T>& input, const Ep
     for (int64_t split = 0; split < splits; ++split)
       items.push_back({item.rows, splits > 1 ? split * threads / splits : item.thread});
   return {std::move(items), [=, this](int64_t i, const Rows&) {
-            kernels_->convolve(
-                i, i + 1, work, input, shape_.out, narrow_from_, packed_.get(), epilogue, mode_.not_finite);
+            kernels_->convolve(i, i + 1, work, input, shape_.out, packed_.get(), epilogue, mode_.not_finite);
           }};
 }
 
@@ -113,26 +112,17 @@ template <class T>
 PackedConvolution<T> PackedConvolution<T>::forward(
     const WeightRows& rows, const ConvolutionShape& extents, const Mode& mode) {
   return {
-      {part_of(rows, range(rows.first, rows.count), 0)},
-      rows.weight.size(1),
-      rows.count,
-      rows.count,
-      0,
-      extents,
-      mode};
+      {part_of(rows, range(rows.first, rows.count), 0)}, rows.weight.size(1), rows.count, 0, extents, mode};
 }
 
 template <class T>
 PackedConvolution<T> PackedConvolution<T>::joined(
     const WeightRows& x, const WeightRows& h, const ConvolutionShape& extents, const Mode& mode) {
-  std::vector<int32_t> h_outs = range(h.first, h.count);
-  h_outs.resize(x.count, -1);
   const int64_t in = x.weight.size(1);
   return {
-      {part_of(x, range(x.first, x.count), 0), part_of(h, std::move(h_outs), in)},
+      {part_of(x, range(x.first, x.count), 0), part_of(h, range(h.first, h.count), in)},
       in + h.weight.size(1),
       x.count,
-      h.count,
       0,
       extents,
       mode};
@@ -147,8 +137,7 @@ PackedConvolution<T> PackedConvolution<T>::cudnn(
     const CudnnChannel place = cudnn_channel(channel, K);
     outs[channel] = static_cast<int32_t>(place.gate * K + place.hidden);
   }
-  return {
-      {part_of({weight_hh, 0, 3 * K}, std::move(outs), 0)}, K, 3 * K, 3 * K, 3 * kCudnnGroup, extents, mode};
+  return {{part_of({weight_hh, 0, 3 * K}, std::move(outs), 0)}, K, 3 * K, 3 * kCudnnGroup, extents, mode};
 }
 
 template <class T>
@@ -169,7 +158,7 @@ PackedConvolution<T> PackedConvolution<T>::transposed(
     in += some.count;
   }
   const int64_t out = rows[0].weight.size(1);
-  return {std::move(parts), in, out, out, 0, extents, mode};
+  return {std::move(parts), in, out, 0, extents, mode};
 }
 
 template <class T>

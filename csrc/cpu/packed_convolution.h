@@ -31,8 +31,7 @@ class PackedConvolution {
   // The convolution of images by such rows of a weight: I -> count channels.
   static PackedConvolution forward(const WeightRows& rows, const ConvolutionShape& extents, const Mode& mode);
 
-  // The same of [x, h] at once, by a weight each: the output channels [0, narrow_from) of both, the rest of x
-  // alone.
+  // The same of [x, h] at once, by as many rows of a weight each.
   static PackedConvolution joined(
       const WeightRows& x, const WeightRows& h, const ConvolutionShape& extents, const Mode& mode);
 
@@ -59,8 +58,8 @@ class PackedConvolution {
     WeightMemory<T> memory;
   };
   PackedConvolution(
-      std::vector<Part> parts, int64_t in, int64_t out, int64_t narrow_from, int64_t channel_unit,
-      ConvolutionShape shape, const Mode& mode);
+      std::vector<Part> parts, int64_t in, int64_t out, int64_t channel_unit, ConvolutionShape shape,
+      const Mode& mode);
   static Part part_of(const WeightRows& rows, std::vector<int32_t> outs, int64_t first);
   Weights<T> weights() const;
 
@@ -69,7 +68,7 @@ class PackedConvolution {
   std::shared_ptr<const acc_t<T>[]> packed_;  // nullptr where the weights are read as they are
   ConvolutionShape shape_;
   Mode mode_;
-  int64_t narrow_from_, channel_unit_;
+  int64_t channel_unit_;
 };
 
 // Gradients of weights, sums over all images: of those of some convolutions of images of the same size, whose

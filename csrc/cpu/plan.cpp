@@ -227,13 +227,14 @@ std::vector<PlannedConvolution> planned_convolutions(
   };
   const int64_t chunks = (s.T + plan.backward_steps - 1) / plan.backward_steps;
   if (plan.joined) {
-    add("W*x and U_rz*h", false, 1, s.C + s.K, 3 * s.K, s.T);
+    add("W_rz*x and U_rz*h", false, 1, s.C + s.K, 2 * s.K, s.T);
+    add("W_n*x and U_n*(r.h)", false, 1, s.C + s.K, s.K, s.T);
   } else {
     if (s.C > 0)
       add("W*x", true, plan.forward_steps, s.C, 3 * s.K, (s.T + plan.forward_steps - 1) / plan.forward_steps);
     add(s.cudnn ? "U*h" : "U_rz*h", false, 1, s.K, (s.cudnn ? 3 : 2) * s.K, s.T);
+    if (!s.cudnn) add("U_n*(r.h)", false, 1, s.K, s.K, s.T);
   }
-  if (!s.cudnn) add("U_n*(r.h)", false, 1, s.K, s.K, s.T);
   if (!s.cudnn) add("gradient of r.h", false, 1, s.K, s.K, s.T);
   add("gradient of h", false, 1, (s.cudnn ? 3 : 2) * s.K, s.K, s.T);
   if (s.C > 0) add("gradient of x", true, plan.backward_steps, 3 * s.K, s.C, chunks);

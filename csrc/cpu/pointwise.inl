@@ -90,7 +90,7 @@ void add_source(
 template <class Products, class T>
 void pointwise(
     int64_t begin, int64_t end, int64_t pixels, int64_t channel_unit, const Input<T>& input,
-    const Weights<T>& weights, int64_t narrow_from, const Epilogue<T>& epilogue) {
+    const Weights<T>& weights, const Epilogue<T>& epilogue) {
   using A = acc_t<T>;
   using X = typename Products::X;
   const int64_t blocks = (weights.out + kBlock<A> - 1) / kBlock<A>, unit = channel_unit / kBlock<A>;
@@ -103,15 +103,12 @@ void pointwise(
   A* sums = scratch<A>(size + (pixels * stride * sizeof(X) + sizeof(A) - 1) / sizeof(A));
   X* panel = reinterpret_cast<X*>(sums + size);
   for (int64_t i = 0; i < size; ++i) sums[i] = A(0);
-  // Blocks of which some channels are narrow have zeros for the others, which are none of their outs.
-  const int64_t narrow_block = (narrow_from + kBlock<A> - 1) / kBlock<A>;
   for (int s = 0; s < input.count; ++s) {
-    const int64_t last = s == 0 || narrow_block > end_block ? end_block : narrow_block;
     const Source<T>& x = input.sources[s];
     for (int64_t pixel = 0; pixel < pixels; ++pixel)
       Products::copy_row(x.data + pixel * x.pixel_stride, x.channels, panel + pixel * stride);
     add_source<Products, T>(
-        {panel, x.channels, stride}, weights.parts[s], pixels, first_block, last, weights.out, sums);
+        {panel, x.channels, stride}, weights.parts[s], pixels, first_block, end_block, weights.out, sums);
   }
   for (int64_t block = first_block; block < end_block; ++block) {
     const int64_t channel = block * kBlock<A>;

@@ -55,10 +55,10 @@ class Recomputation {
       schedule.run();
       return gates;
     }
-    const ResetUpdate<T> reset_update{a, true, chunk.previous, scratch_.get(), false, {}};
+    const ResetUpdate<T> reset_update{a, true, false, {}, chunk.previous, scratch_.get()};
     const int reset =
         schedule.add(first_->stage(images, h, kernels.gates.reset_update(reset_update)), {{outside, 0}});
-    const Candidate<T> candidate{valid, a, true, chunk.previous, nullptr, nullptr};
+    const Candidate<T> candidate{valid, a, true, false, {}, chunk.previous, nullptr, nullptr};
     schedule.add(
         second_->stage(images, one_source<T>(scratch_.get(), K, K), kernels.gates.candidate(candidate)),
         {{reset, halo_}});

@@ -219,36 +219,38 @@ std::tuple<Tensor, Tensor> forward(const Arguments& arguments, const Problem& p,
   }
 
   const WeightRows rows_rz{weight_hh, 0, 2 * p.K}, rows_n{weight_hh, 2 * p.K, p.K};
-  const Convolution U_rz =
-      joined ? Convolution::joined({*arguments.weight_ih, 0, 3 * p.K}, rows_rz, step, p.mode)
-             : Convolution::forward(rows_rz, step, p.mode);
-  const Convolution U_n = Convolution::forward(rows_n, step, p.mode);
+  // Where W*x is joined, the convolutions are of [x, h] and [x, rh].
+  const auto prepare = [&](const WeightRows& rows) {
+    return joined ? Convolution::joined({*arguments.weight_ih, rows.first, rows.count}, rows, step, p.mode)
+                  : Convolution::forward(rows, step, p.mode);
+  };
+  const Convolution U_rz = prepare(rows_rz), U_n = prepare(rows_n);
   const std::optional<Images<T>> x =
       joined ? std::optional<Images<T>>(std::in_place, *input, p.grid(), p.lengths) : std::nullopt;
   const Buffer<T> rh(p.state_size());
   std::deque<ResetUpdate<T>> reset_updates;
   std::deque<Candidate<T>> candidates;
-  int reset_stage = kNoStage;
   const auto add_step = [&](Schedule& schedule, int64_t i, int64_t t, const GateRows<T>& a_t,
                             const After& outside_after) {
-    Input<T> images{{{h, p.K, p.K}}, 1};
+    Input<T> first_images = one_source<T>(h, p.K, p.K), second_images = one_source<T>(rh.get(), p.K, p.K);
     std::vector<After> after{outside_after, {state_stage, halo}};
-    ResetUpdate<T> reset_update{a_t, save_gates, h, rh.get(), joined, {}};
+    Addends<T> addends{};
     if (joined) {
-      const auto [x_t, x_stage] = x->channels_last(t * p.N, p.N, x_buffer, schedule, {{reset_stage, halo}});
-      const auto [addends, addends_stage] = outside.addends(schedule, t, 1, {{reset_stage, 0}});
-      images = {{{x_t, C, C}, images.sources[0]}, 2};
-      reset_update.addends = addends;
-      after.insert(after.end(), {{x_stage, halo}, {addends_stage, 0}});
+      const auto [x_t, x_stage] = x->channels_last(t * p.N, p.N, x_buffer, schedule, {{state_stage, halo}});
+      const auto staged = outside.addends(schedule, t, 1, {{state_stage, 0}});
+      addends = staged.addends;
+      for (Input<T>* images : {&first_images, &second_images})
+        *images = {{{x_t, C, C}, images->sources[0]}, 2};
+      after.insert(after.end(), {{x_stage, halo}, {staged.stage, 0}});
     }
-    reset_updates.push_back(reset_update);
+    reset_updates.push_back({a_t, save_gates, joined, addends, h, rh.get()});
     const Epilogue<T> first = kernels.gates.reset_update(reset_updates.back());
-    reset_stage = schedule.add(convolve(i, U_rz, images, (joined ? 3 : 2) * p.K, first), std::move(after));
-    candidates.push_back({p.valid(t), a_t, save_gates, h, states.state(i), states.output(i)});
+    const int reset_stage = schedule.add(convolve(i, U_rz, first_images, 2 * p.K, first), std::move(after));
+    candidates.push_back(
+        {p.valid(t), a_t, save_gates, joined, addends, h, states.state(i), states.output(i)});
     const Epilogue<T> second = kernels.gates.candidate(candidates.back());
     return schedule.add(
-        convolve(i, U_n, one_source<T>(rh.get(), p.K, p.K), p.K, second),
-        {{reset_stage, halo}, {output_stage, 0}});
+        convolve(i, U_n, second_images, p.K, second), {{reset_stage, halo}, {output_stage, 0}});
   };
   for_steps(U_rz.in_square_tiles() && U_n.in_square_tiles(), add_step);
   return {output, gates};
