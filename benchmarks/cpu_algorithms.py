@@ -17,6 +17,8 @@ from convgru_fused import ConvGRU, _build_info
 VARIABLE = "CONVGRU_FUSED_CPU_ALGORITHM"
 ALGORITHMS = ("direct", "winograd2", "winograd4")
 T = 4
+# In turn, so that all of them meet what else the machine does.
+ROUNDS, SECONDS = 6, 0.12
 
 # N, C, K, H, W, kernel
 CASES = [
@@ -28,7 +30,7 @@ CASES = [
 ] + [(1, C, K, H, W, (1, 5)) for C, K in ((16, 16), (256, 128)) for H, W in ((1, 4), (4, 8), (32, 64))]
 
 
-def best_of(run: Callable[[], object], seconds: float = 0.08) -> float:
+def best_of(run: Callable[[], object], seconds: float) -> float:
     """Seconds of the fastest call."""
     run()
     best, end = float("inf"), time.perf_counter() + seconds
@@ -51,13 +53,14 @@ def measure(case: tuple, train: bool) -> dict[str, float]:
             if train:
                 torch.autograd.grad(output, [x, *model.parameters()], output.detach())
 
-    times = {}
-    for name in (*ALGORITHMS, "chosen"):
-        if name == "chosen":
-            os.environ.pop(VARIABLE, None)
-        else:
-            os.environ[VARIABLE] = name
-        times[name] = best_of(run) * 1e3 / T
+    times = dict.fromkeys((*ALGORITHMS, "chosen"), float("inf"))
+    for _ in range(ROUNDS):
+        for name in times:
+            if name == "chosen":
+                os.environ.pop(VARIABLE, None)
+            else:
+                os.environ[VARIABLE] = name
+            times[name] = min(times[name], best_of(run, SECONDS / ROUNDS) * 1e3 / T)
     return times
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,7 +46,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     out.add_argument("--json", type=Path, metavar="FILE", help="(default: bench-results/bench.json)")
     out.add_argument("--plots", type=Path, metavar="DIR", help="(default: bench-results)")
     out.add_argument(
-        "--show", type=Path, metavar="FILE", help="print a result instead; with --plots, draw it"
+        "--show",
+        type=Path,
+        metavar="FILE",
+        help="print a result instead, or its --rows; with --plots, draw it",
     )
     out.add_argument("--compare", nargs=2, type=Path, metavar=("A", "B"), help="compare two results instead")
 
@@ -62,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
         if args.compare:
             return _compare(*args.compare)
         if args.show:
-            return _show(args.show, args.plots)
+            return _show(args.show, args.rows, args.plots)
         from .plan import make_plan
 
         plan = make_plan(args)
@@ -87,10 +91,12 @@ def _compare(a: Path, b: Path) -> int:
     return EXIT_OK
 
 
-def _show(path: Path, folder: Path | None) -> int:
+def _show(path: Path, rows: Sequence[str] | None, folder: Path | None) -> int:
     from . import plots, report, results, tables
 
     document = results.load(path)
+    if rows is not None:
+        document = document.only(rows)
     out = tables.console()
     report.show(document, out)
     if folder is not None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -87,6 +87,15 @@ class Document:
         yield from self.video.rows if self.video else ()
         yield from self.rows
         yield from self.lengths
+
+    def only(self, names: Sequence[str]) -> Document:
+        """What it says of some workloads. Raises ValueError if it says nothing of one of them."""
+        found = {record.workload for record in self.rows}
+        for name in names:
+            if name not in found:
+                raise ValueError(f"--rows: expected some of {', '.join(sorted(found))}, got {name!r}")
+        rows = [record for record in self.rows if record.workload in names]
+        return replace(self, rows=rows, lengths=[], video=None)
 
     def add_workload(self, workload: Workload, batch: int, itemsize: int) -> None:
         """Notes the sizes, work and traffic of a workload, by its name."""

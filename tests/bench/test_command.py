@@ -68,6 +68,10 @@ def test_show(document: Document, tmp_path: Path, capsys: pytest.CaptureFixture)
     assert bench("--show", "a.json") == 0
     shown = capsys.readouterr().out
     assert "fused forward, 1 row" in shown and "plots:" not in shown
+    assert bench("--show", "a.json", "--rows", document.rows[0].workload) == 0
+    assert "fused forward, 1 row" in capsys.readouterr().out
+    assert bench("--show", "a.json", "--rows", "other") == 2
+    assert "--rows: expected some of " in capsys.readouterr().err
     assert bench("--show", "a.json", "--plots", "drawn") == 0
     assert (tmp_path / "drawn" / "speedup.png").exists() and "plots: drawn" in capsys.readouterr().out
 
