@@ -143,7 +143,7 @@ template <class T>
 struct WeightPart {
   const T* data;
   int64_t out_stride, in_stride, row_stride, column_stride;
-  const int32_t* outs;      // for each packed output channel the o that it is, or -1 for none (zeros)
+  const int32_t* outs;      // for each packed output channel the o that it is
   int64_t first, channels;  // input channels: those of this part and where they start
 };
 

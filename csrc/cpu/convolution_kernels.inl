@@ -270,10 +270,8 @@ void pack(int64_t begin, int64_t end, const Weights<T>& weights, acc_t<T>* packe
     for (int p = 0; p < weights.count; ++p) {
       const WeightPart<T>& part = weights.parts[p];
       int64_t offsets[kLanes<A>];  // of the lanes' output channels, or -1
-      for (int lane = 0; lane < kLanes<A>; ++lane) {
-        const int32_t out = first + lane < weights.out ? part.outs[first + lane] : -1;
-        offsets[lane] = out < 0 ? -1 : out * part.out_stride;
-      }
+      for (int lane = 0; lane < kLanes<A>; ++lane)
+        offsets[lane] = first + lane < weights.out ? part.outs[first + lane] * part.out_stride : -1;
       const auto gather = [&](int64_t i, int64_t a, int64_t b) {
         T row[kLanes<A>] = {};
         const T* source = part.data + i * part.in_stride + a * part.row_stride + b * part.column_stride;

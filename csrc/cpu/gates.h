@@ -59,21 +59,24 @@ struct GateRows {
   CONVGRU_INLINE T* at(int64_t row) const {
     if (slots == nullptr) return data + row * 3 * K;
     const int64_t tile = slots[row] / kTileRows, pixel = slots[row] % kTileRows;
-    return data + tile * kTileRows * 3 * K + pixel * (K % kRun == 0 ? kRun : K);
+    return data + tile * kTileRows * 3 * K + pixel * run();
   }
   CONVGRU_INLINE int64_t offset(int64_t gate, int64_t hidden) const {
     if (slots == nullptr) return gate * K + hidden;
-    const int64_t within = K % kRun == 0 ? hidden % kRun : hidden;
+    const int64_t within = hidden % run();
     return (gate * K + hidden - within) * kTileRows + within;
   }
 
   // From a row to the next, if they lie together; of rows that follow each other [first, last], at most a
   // tile's side.
-  CONVGRU_INLINE int64_t step() const { return slots == nullptr ? 3 * K : K % kRun == 0 ? kRun : K; }
+  CONVGRU_INLINE int64_t step() const { return slots == nullptr ? 3 * K : run(); }
   CONVGRU_INLINE bool together(int64_t first, int64_t last) const {
     return slots == nullptr || (slots[last] - slots[first] == last - first &&
                                 slots[last] / kTileSide == slots[first] / kTileSide);
   }
+
+  // In the order of tiles: channels of a gate that lie together.
+  CONVGRU_INLINE int64_t run() const { return K % kRun == 0 ? kRun : K; }
 };
 
 // What the gates receive from outside the recurrence: a = c + addends, c = W*x.

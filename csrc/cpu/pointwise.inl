@@ -50,9 +50,7 @@ void add_source(
       for (int64_t channel = first_block * kBlock<A>; channel < end_block * kBlock<A> && channel < out;) {
         const T* rows[kOuts];
         int outs = 0;
-        for (; outs < kOuts && channel + outs < out && w.outs[channel + outs] >= 0 &&
-               channel % kBlock<A> + outs < kBlock<A>;
-             ++outs)
+        for (; outs < kOuts && channel + outs < out && channel % kBlock<A> + outs < kBlock<A>; ++outs)
           rows[outs] = w.data + w.outs[channel + outs] * w.out_stride + i;
         A* y = sums + (channel / kBlock<A> - first_block) * pixels * kBlock<A> + channel % kBlock<A>;
         for_passes(pixels, Products::kDotRows, [&](int64_t row, int64_t count) {
@@ -66,7 +64,7 @@ void add_source(
                 Products::template dot<kRows, 1>(x_rows, x.pixel_stride, rows + o, depth, y_rows + o);
           });
         });
-        channel += outs > 0 ? outs : 1;  // one that does not see this source
+        channel += outs;
       }
     }
     return;
