@@ -145,12 +145,13 @@ def _conv_gru_setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Ten
 
 
 def _conv_gru_autograd(ctx: Any, grad_output: Tensor | None, _grad_gates: None) -> tuple[Tensor | None, ...]:
+    saved = ctx.saved_tensors  # once: a checkpoint recomputes them for the first to ask
     # For every tensor but states and gates, and for variant, reverse, fast, save_gates.
-    nothing = (None,) * (len(ctx.saved_tensors) - 2 + 4)
+    nothing = (None,) * (len(saved) - 2 + 4)
     if grad_output is None:
         return nothing
     mask = list(ctx.needs_input_grad[:NUM_DIFFERENTIABLE])
-    gradients = _call_backward(grad_output, *ctx.saved_tensors, *ctx.options, mask)
+    gradients = _call_backward(grad_output, *saved, *ctx.options, mask)
     needed = tuple(gradient if keep else None for gradient, keep in zip(gradients, mask, strict=True))
     return needed + nothing[NUM_DIFFERENTIABLE:]
 

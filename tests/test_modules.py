@@ -8,6 +8,7 @@ import pickle
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from convgru_fused import ConvGRU, ConvGRUCell, functional
 from convgru_fused.testing import assert_close_to_reference
@@ -337,3 +338,15 @@ class TestDropout:
         model = ConvGRU(3, 4, num_layers=2, dropout=0.5)
         model(self.x)[0].sum().backward()
         assert all(p.grad.any() for p in model.parameters())
+
+
+def test_activation_checkpoint(backend):
+    """A checkpoint hands out what it recomputes once only."""
+    gru = ConvGRU(3, 4).double()
+    x = torch.randn(3, 2, 3, 5, 6, dtype=torch.float64, requires_grad=True)
+    gradients = []
+    for forward in (gru, lambda x: checkpoint(gru, x, use_reentrant=False)):
+        output, _ = forward(x)
+        gradients.append(torch.autograd.grad(output.square().sum(), [x, *gru.parameters()]))
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
