@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
@@ -25,10 +26,9 @@ GRADIENT_LIMIT = 1e-3  # |difference| over |gradient|, in the L2 norm, of all pa
 
 CELLS = ("convgru1", "convgru2")
 
-ORIGINAL, FUSED = "eager", "fused"
+CELLS_FORWARD = "[ConvGRU forward]"  # after the name of a model: the time spent there alone
 
-MODELS: dict[str, str] = {"raft_e2e": f"RAFT large of torchvision, {HEIGHT}x{WIDTH}, {UPDATES} updates"}
-"""What each name means."""
+ORIGINAL, FUSED = "eager", "fused"
 
 
 def frames(device: torch.device, dtype: torch.dtype, seed: int) -> tuple[Tensor, Tensor]:
@@ -85,16 +85,15 @@ class _Model:
         return torch.cat([p.grad.flatten() for p in self.model.parameters() if p.grad is not None])
 
 
-def measure_model(name: str, settings: Settings, say: Say = lambda line: None) -> list[Record]:
-    """The records of a model fused and as it is, from end to end and for its cells' forward, mode by mode."""
-    records: list[Record] = []
+def measure_model(name: str, settings: Settings, say: Say = lambda line: None) -> Iterator[list[Record]]:
+    """Yields the records of a model fused and as it is, from end to end and for its cells' forward, mode by
+    mode."""
     for mode in settings.modes:
         say(f"{name} {mode}: building")
         try:
-            records += _measure(name, mode, settings, say)
+            yield _measure(name, mode, settings, say)
         except Exception as error:  # as for a contender: its trouble must not end the others' benchmark
-            records.append(Record(name, mode, FUSED, True, FAILED, first_line(error)))
-    return records
+            yield [Record(name, mode, FUSED, True, FAILED, first_line(error))]
 
 
 def _measure(name: str, mode: str, settings: Settings, say: Say) -> list[Record]:
@@ -127,7 +126,7 @@ def _measure(name: str, mode: str, settings: Settings, say: Say) -> list[Record]
     for record in (ours, peer):
         found.append(_timed(record, spreads[record.contender]))
         gru = timing.Spread.of(programs[record.contender].gru_seconds)
-        found.append(_timed(replace(record, workload=f"{name}: ConvGRU forward", errors={}), gru))
+        found.append(_timed(replace(record, workload=f"{name}{CELLS_FORWARD}", errors={}), gru))
     return found
 
 

@@ -15,7 +15,7 @@ from . import contenders, ours, timing
 from .clips import Clips, default_video, read_clips
 from .contenders import Contender
 from .measure import Settings
-from .workloads import LENGTHS, MODES, QUICK, WORKLOADS, Workload, select
+from .workloads import LENGTHS, MODELS, MODES, QUICK, WORKLOADS, Workload, select
 
 FOLDER = Path("bench-results")
 
@@ -27,6 +27,7 @@ class Plan:
     settings: Settings
     contenders: tuple[Contender, ...]
     workloads: tuple[Workload, ...]
+    models: tuple[str, ...]  # whole models
     lengths: tuple[int, ...]  # the T at which to measure the cost against T
     clips: Clips | None  # of the video, decoded
     video_settings: Settings
@@ -63,9 +64,11 @@ def make_plan(args: argparse.Namespace) -> Plan:
         raise ValueError(f"--threads: expected at least 1, got {args.threads}")
     if args.vgg_weights is not None and not args.vgg_weights.is_file():
         raise ValueError(f"{args.vgg_weights}: expected the state dict of a VGG-16, found no such file")
-    suites = {"quick": QUICK, "full": tuple(WORKLOADS), "none": ()}
-    workloads = select(suites[args.suite] if args.rows is None else args.rows)
-    if not workloads and args.video == "none":
+    suites = {"quick": QUICK, "full": (*WORKLOADS, *MODELS), "none": ()}
+    names = suites[args.suite] if args.rows is None else args.rows
+    workloads = select([name for name in names if name not in MODELS])
+    models = tuple(name for name in names if name in MODELS)
+    if not workloads and not models and args.video == "none":
         raise ValueError("nothing to run: expected a suite, rows or a video, got none of them")
     clips = None
     if args.video != "none":
@@ -75,6 +78,7 @@ def make_plan(args: argparse.Namespace) -> Plan:
         settings=settings,
         contenders=chosen,
         workloads=workloads,
+        models=models,
         lengths=LENGTHS.get(args.suite, ()) if args.rows is None else (),
         clips=clips,
         video_settings=replace(settings, peers=video_peers, recompute=False),

@@ -31,6 +31,8 @@ def show(document: Document, out: Console) -> None:
         out.print()
     if document.lengths:
         out.print(_lengths(document))
+    if document.models:
+        out.print(_models(document.models))
     for line in problems(document.records()):
         out.print(Text(line, style="red"), soft_wrap=True)
     out.print(Text(machine_lines(document), style="dim"), soft_wrap=True)
@@ -112,6 +114,25 @@ def _lengths(document: Document) -> Table:
         cells = [f"{points[T] * 1e3 / T:.3f}" if T in points else "" for T in steps]
         result.add_row(
             curve.mode, curve.contender, *cells, "" if curve.fit is None else f"{curve.fit.deviation:.0%}"
+        )
+    return result
+
+
+def _models(records: Sequence[Record]) -> Table:
+    result = table("whole models, fused", ["model", "mode", "what"], ["time", "as it is", "speed-up"])
+    result.add_column("largest error", no_wrap=True)
+    for (workload, mode), row in by_row(records).items():
+        ours, peer = (next((r for r in row.values() if r.is_ours is own), None) for own in (True, False))
+        if ours is None or ours.median is None or peer is None or peer.median is None:
+            continue
+        result.add_row(
+            workload,
+            mode,
+            ours.detail,
+            time_and_spread(ours),
+            time_and_spread(peer),
+            times(peer.median / ours.median),
+            ", ".join(f"{name} {error.largest:.0e}" for name, error in ours.errors.items()),
         )
     return result
 

@@ -78,6 +78,7 @@ class Document:
     workloads: dict[str, dict[str, Any]] = field(default_factory=dict)
     rows: list[Record] = field(default_factory=list)
     lengths: list[Record] = field(default_factory=list)
+    models: list[Record] = field(default_factory=list)  # whole models, fused and as they are
     video: Video | None = None
     created: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
     finished: bool = False
@@ -87,15 +88,19 @@ class Document:
         yield from self.video.rows if self.video else ()
         yield from self.rows
         yield from self.lengths
+        yield from self.models
 
     def only(self, names: Sequence[str]) -> Document:
         """What it says of some workloads. Raises ValueError if it says nothing of one of them."""
-        found = {record.workload for record in self.rows}
+        found = {record.workload for record in (*self.rows, *self.models)}
         for name in names:
             if name not in found:
                 raise ValueError(f"--rows: expected some of {', '.join(sorted(found))}, got {name!r}")
-        rows = [record for record in self.rows if record.workload in names]
-        return replace(self, rows=rows, lengths=[], video=None)
+        rows, models = (
+            [record for record in records if record.workload.partition("[")[0] in names]
+            for records in (self.rows, self.models)
+        )
+        return replace(self, rows=rows, models=models, lengths=[], video=None)
 
     def add_workload(self, workload: Workload, batch: int, itemsize: int) -> None:
         """Notes the sizes, work and traffic of a workload, by its name."""
@@ -133,15 +138,17 @@ def load(path: Path) -> Document:
         raise ValueError(f"{path}: expected a JSON object, got {type(found).__name__}")
     if found.get("schema") != SCHEMA:
         raise ValueError(f"{path}: expected schema {SCHEMA!r}, got {found.get('schema')!r}")
+    found.setdefault("models", [])  # older documents have none
     kinds = {
         "machine": dict, "ceilings": dict, "settings": dict, "workloads": dict, "rows": list, "lengths": list,
+        "models": list,
         "video": (dict, type(None)), "created": str, "finished": bool,
     }  # fmt: skip
     for name, kind in kinds.items():
         _expect(path, found, name, kind)
     found = {name: found[name] for name in kinds}
     found["settings"].setdefault("precision", "fast")  # older documents do not say
-    for name in ("rows", "lengths"):
+    for name in ("rows", "lengths", "models"):
         found[name] = records(path, found[name], name)
     if found["video"] is not None:
         for item in fields(Video):

@@ -1,4 +1,5 @@
-"""Carries out a plan: the video, the workloads, the cost against T; saves what is found after every row."""
+"""Carries out a plan: the video, the workloads, the cost against T, whole models; saves what is found after
+every row."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ from dataclasses import replace
 
 from . import machine
 from .measure import Say, at_length, measure_workload, prepared
+from .models import measure_model
 from .plan import Plan
 from .results import Document, Record
 from .video import LAYERS, measure_video
@@ -16,7 +18,7 @@ from .workloads import LENGTHS_WORKLOAD, WORKLOADS, Workload
 def count_steps(plan: Plan) -> int:
     """How often `execute` will call advance."""
     layers = 0 if plan.clips is None else len(LAYERS)
-    return len(plan.settings.modes) * (layers + len(plan.workloads) + len(plan.lengths))
+    return len(plan.settings.modes) * (layers + len(plan.workloads) + len(plan.lengths) + len(plan.models))
 
 
 def start(plan: Plan) -> Document:
@@ -45,6 +47,10 @@ def execute(plan: Plan, document: Document, say: Say, advance: Callable[[], None
                 done()
         for steps in plan.lengths:
             _measure_length(plan, document, at_length(steps), done, say)
+        for name in plan.models:
+            for records in measure_model(name, plan.settings, say):
+                document.models += records
+                done()
         say("ceilings of the machine")
         # Another program may have run while they were measured at the start.
         again = machine.ceilings(plan.settings.device, plan.settings.dtype)

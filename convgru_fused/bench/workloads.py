@@ -162,6 +162,9 @@ _ROWS = (
 WORKLOADS: dict[str, Workload] = {row[0]: Workload(*row) for row in _ROWS}
 """Every workload by name."""
 
+MODELS: dict[str, str] = {"raft_e2e": "RAFT large of torchvision, 440x1024, 12 updates of the flow"}
+"""Whole models, to be measured as they are and fused; what each is."""
+
 QUICK = ("gru_rcn_fc7", "matting_coarse", "long_small", "tiny")
 """A row of each kind that a small CPU finishes in a minute: 1x1, loop, long, tiny; large maps come from the
 video."""
@@ -175,5 +178,5 @@ def select(names: Sequence[str]) -> tuple[Workload, ...]:
     """The workloads of these names, in this order. Raises ValueError naming the valid ones."""
     for name in names:
         if name not in WORKLOADS:
-            raise ValueError(f"unknown workload {name!r}: expected one of {', '.join(WORKLOADS)}")
+            raise ValueError(f"unknown workload {name!r}: expected one of {', '.join((*WORKLOADS, *MODELS))}")
     return tuple(WORKLOADS[name] for name in names)

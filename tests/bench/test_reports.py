@@ -145,3 +145,13 @@ def test_plots_of_what_there_is(document: Document, tmp_path: Path) -> None:
     one_mode = replace(document, rows=[record("fused", 0.01)], lengths=[])
     assert [path.name for path in plots.draw_all(one_mode, tmp_path)] == ["speedup.png", "roofline.png"]
     assert plots.draw_all(replace(document, rows=[], lengths=[]), tmp_path) == []
+
+
+def test_whole_models(document: Document) -> None:
+    rows = [record(name, t, "raft_e2e") for name, t in (("fused", 1.0), ("eager", 1.5))]
+    rows += [record(name, t, "raft_e2e[ConvGRU forward]") for name, t in (("fused", 0.2), ("eager", 0.5))]
+    rows.append(replace(record("fused", None, "raft_e2e", "train"), status=WRONG, note="flow is off"))
+    text = text_of(report.show, replace(document, rows=[], lengths=[], video=None, models=rows))
+    assert "whole models, fused" in text
+    assert "1.50x" in text and "2.50x" in text
+    assert "raft_e2e train: fused is wrong: flow is off" in text

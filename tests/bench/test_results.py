@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from bench_samples import record
 
 from convgru_fused.bench.results import SCHEMA, Document, load
 
@@ -102,3 +103,20 @@ def test_what_is_not_json(tmp_path: Path, content: bytes, words: str) -> None:
 def test_no_file(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="none.json: expected a benchmark result, got No such file"):
         load(tmp_path / "none.json")
+
+
+def test_whole_models_are_kept(document: Document, tmp_path: Path) -> None:
+    document.models = [record("fused", 1.0, "raft_e2e"), record("fused", 0.2, "raft_e2e[ConvGRU forward]")]
+    document.save(tmp_path / "a.json")
+    found = load(tmp_path / "a.json")
+    assert found.models == document.models
+    only = found.only(["raft_e2e"])
+    assert only.models == document.models and not only.rows
+
+
+def test_older_documents_have_no_models(document: Document, tmp_path: Path) -> None:
+    document.save(tmp_path / "a.json")
+    found = json.loads((tmp_path / "a.json").read_text())
+    del found["models"]
+    (tmp_path / "a.json").write_text(json.dumps(found))
+    assert load(tmp_path / "a.json").models == []
