@@ -3,6 +3,7 @@ Where its code has not been understood and verified, that code runs."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,9 @@ from torch import Tensor, nn
 from .. import ops
 from .formula import Environment, Formula, run
 from .recording import arguments_of, owners_of, submodules_of, weight_hooks
-from .trial import Example, Refused, ReplacedForward, attribute_tensors, hooked_inside, learn, read_own
+from .trial import Example, ReplacedForward, attribute_tensors, hooked_inside, learn, read_own
+
+logger = logging.getLogger("convgru_fused")
 
 MOST_PLANS = 256  # kinds of calls remembered for a module
 
@@ -37,7 +40,7 @@ class FusedForward(ReplacedForward):
         self.structures: dict[object, Formula | None] = {}  # for torch.compile; None where there are several
         self.owners = {name: (child, attribute) for name, child, attribute in owners_of(module)}
         self.hooked = any(weight_hooks(child) for child, _ in self.owners.values())
-        self.inside = [child for _, child in submodules_of(module)]
+        self.inside = [(child, dict(child._modules)) for _, child in submodules_of(module)]
         self.places = {path: child for path, child in submodules_of(module)}
         self.remembered: list[str] = []  # attributes that formulas read or set
 
@@ -111,7 +114,7 @@ class FusedForward(ReplacedForward):
         if ops.under_transform() or not all(_is_plain(t) for _, t in arguments_of(args, kwargs)):
             return None
         if len(self.plans) >= MOST_PLANS:
-            self.plans.clear()
+            return None
         formula = self._learn(args, kwargs)
         # What the module remembers may have become known with it.
         self.plans[self._key(args, kwargs)] = formula
@@ -129,14 +132,15 @@ class FusedForward(ReplacedForward):
                 self.verified.add(formula.skeleton())
             self._remember(formula)
             return formula
-        except Refused:
-            return None
-        except Exception:  # the module's own code will raise it, if it is its own
+        except Exception as error:  # the module's own code will raise it, if it is its own
+            logger.debug("%s: own code for a new kind of call: %r", type(self.module).__name__, error)
             return None
 
     def _is_changed(self) -> bool:
         """Whether a submodule has been exchanged, or has hooks: then its own code has to run."""
-        for child in self.inside:
+        for child, below in self.inside:
+            if child._modules != below:
+                return True
             if (
                 child is not self.module
                 and (
@@ -148,9 +152,6 @@ class FusedForward(ReplacedForward):
                 and hooked_inside(self.module)
             ):
                 return True
-            for below in child._modules.values():
-                if below is not None and below not in self.inside:
-                    return True
         return False
 
     def _key(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> object:

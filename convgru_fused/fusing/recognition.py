@@ -137,11 +137,15 @@ class Context:
     shapes: Mapping[Name, tuple[int, ...]]
 
     def size(self, name: Name) -> tuple[int, ...]:
-        """Height and width."""
-        return tuple(self.shapes[name.clip if isinstance(name, Frame) else name][-2:])
+        """N, H and W of an image."""
+        if isinstance(name, Frame):
+            batch, (_, height, width) = self.shapes[name.clip][:2], self.shapes[name.clip][2:]
+            return (batch[1 - name.axis], height, width)
+        N, _, height, width = self.shapes[name]
+        return (N, height, width)
 
     def find(self, poly: Poly, count: int, sizes: tuple[tuple[int, ...], ...]) -> tuple[Name, int] | None:
-        """A tensor that has these channels, and from which on. sizes: which height and width it may have."""
+        """A tensor that has these channels, and from which on. sizes: which N, H and W it may have."""
         starts = {getattr(atom, "start", 0) for atom in poly.atoms()}
         for start in sorted({0, *(starts if len(starts) == 1 else ())}):
             for name, channels in self.names.get(poly.shifted(-start), []):
@@ -151,7 +155,7 @@ class Context:
 
 
 def recognise(image: Channels, size: tuple[int, ...], context: Context, at_end: bool = False) -> Cell | None:
-    """The cell whose next state the image of that height and width is; None if it is nothing like one.
+    """The cell whose next state the image is, of that N, H and W; None if it is nothing like one.
 
     at_end: whether the image is a result of the module. There z.n is a step from no state at all; elsewhere
     only if the gates have been given zeros in the place of the state, since z.n is part of any blend.
@@ -287,6 +291,8 @@ class _Reader:
             elif isinstance(atom, Vector):
                 biases.append(Bias(atom.parameter, atom.start, factor))
             elif isinstance(atom, Leaf):
+                if self.context.size(atom.tensor) not in self._map_sizes():
+                    raise NoCell(f"{gate}: an addition of another size than the state")
                 maps.append(Map(atom.tensor, atom.start, factor))
             elif isinstance(atom, Convolution):
                 try:
@@ -330,10 +336,13 @@ class _Reader:
         """Whether what the candidate sees of the state is in it."""
         return any(isinstance(a, Convolution) and self._contains(Poly.of(a), gated) for a, _ in monomial)
 
+    def _map_sizes(self) -> tuple[tuple[int, ...], ...]:
+        return self.size, (self.size[0], 1, 1)
+
     def _tensor(self, monomial: Monomial, biases: list[Bias], factor: float) -> Map | None:
         """A tensor that is the monomial, or it with one of the biases, which then is taken from the list."""
         poly = Poly({monomial: 1.0})
-        sizes = (self.size, (1, 1))
+        sizes = self._map_sizes()
         found = self.context.find(poly, self.K, sizes)
         if found is not None:
             return Map(*found, factor)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -132,11 +133,17 @@ class ReplacedForward:
             module.__dict__["forward"] = self.previous
 
 
+_HOOKS = [name for name in vars(nn.Module()) if name.endswith("_hooks")]
+
+
 def copied(module: nn.Module) -> nn.Module:
-    """A copy with nothing fused in it. Tensors among its attributes need not be leaves of a graph."""
+    """A copy with nothing fused in it. Tensors among its attributes need not be leaves of a graph; hooks are
+    shared, since whose methods they are does not belong to the module."""
     memo: dict[int, Any] = {}
     seen: set[int] = set()
     for _, child in submodules_of(module):
+        for name in _HOOKS:
+            memo.update({id(hook): hook for hook in getattr(child, name).values()})
         for _, value in attributes_of(child):
             for tensor in _tensors_within(value, seen):
                 if not tensor.is_leaf:
@@ -176,7 +183,8 @@ def attribute_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 @contextmanager
 def apart() -> Iterator[None]:
     """For runs that the caller is not to notice: no numbers drawn of theirs, nothing saved by their hooks."""
-    with torch.random.fork_rng(), torch.autograd.graph.saved_tensors_hooks(_itself, _itself):
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with torch.random.fork_rng(devices), torch.autograd.graph.saved_tensors_hooks(_itself, _itself):
         yield
 
 
@@ -245,7 +253,7 @@ def _formula(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     def matched(image: Channels, tensor: Tensor, recording: Recording, at_end: bool = False) -> object:
         context = Context(recording.names, recording.operators, recording.shapes)
         try:
-            return recognise(image, tuple(tensor.shape[2:]), context, at_end)
+            return recognise(image, (tensor.shape[0], *tensor.shape[2:]), context, at_end)
         except NoCell as error:
             reasons.append(str(error))
             return None
@@ -304,7 +312,21 @@ def _formula(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -
         if reasons:
             raise Refused(reasons[-1])
         raise Refused("no state that a sigmoid gate blends with something", like_a_cell)
-    return _finished(recording, templates, effects), recording
+    return _finished(recording, templates, effects, _moving(module)), recording
+
+
+def _moving(module: nn.Module) -> set[str]:
+    """Weights that are other ones at every use: those of spectral norm, while training."""
+    found = set()
+    for name, child, attribute in owners_of(module):
+        parametrised = getattr(child, "parametrizations", {})
+        computed = attribute in parametrised and any(True for _ in parametrised[attribute].buffers())
+        hooked = any(
+            hook.name == attribute and hasattr(hook, "n_power_iterations") for hook in weight_hooks(child)
+        )
+        if child.training and (computed or hooked):
+            found.add(name)
+    return found
 
 
 _NOTHING = object()
@@ -331,9 +353,19 @@ def _has_tensors(tree: object) -> bool:
     return next(names_in(tree), None) is not None or next(tensors_of(tree, ""), None) is not None
 
 
-def _finished(recording: Recording, result: object, effects: tuple[tuple[str, object], ...]) -> Formula:
+def _finished(
+    recording: Recording, result: object, effects: tuple[tuple[str, object], ...], moving: set[str]
+) -> Formula:
     """What of a recording is needed, with sequences in it."""
     instructions = needed(recording.instructions, refs_in((result, effects)))
+    uses = Counter(
+        name
+        for i in instructions
+        if isinstance(i, Step)
+        for name in {weight.name for weight in i.cell.weights()} & moving
+    )
+    if uses and max(uses.values()) > 1:
+        raise Refused("steps with the same weight, which training changes from step to step")
     rolled = roll(instructions, recording)
     result, effects = renamed(result, rolled.new), renamed(effects, rolled.new)
     formula = Formula(tuple(needed(rolled.instructions, refs_in((result, effects)))), result, effects)

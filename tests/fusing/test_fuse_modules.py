@@ -185,6 +185,28 @@ def test_hooks_of_the_cell_run(pair):
     assert seen == ["before", "after"] * 2 + ["backward"]
 
 
+def test_hooks_are_not_copied(pair, counted):
+    """Looking at a new kind of call copies the module, and not whose method a hook is."""
+
+    class Watcher:
+        def __init__(self, model):
+            self.model, self.kept = model, []
+            model.cell.register_forward_hook(self.keep)
+
+        def keep(self, module, args, result):
+            self.kept.append(result)  # of a graph: it cannot be copied
+
+        def __deepcopy__(self, memo):
+            raise AssertionError
+
+    watcher = Watcher(pair[1])
+    for size in ((H, W), (6, 5)):
+        x = frames(size=size)
+        assert_equal(pair[1](x), pair[0](x))
+        assert len(watcher.kept) == len(counted) == 3
+        watcher.kept.clear(), counted.clear()
+
+
 def test_a_hook_inside_brings_the_own_code_back(pair, counted):
     seen = []
     x = frames()
@@ -387,21 +409,6 @@ def test_randomness_is_left_alone(pair):
     assert torch.equal(torch.rand(2), expected)
 
 
-def test_distributed_data_parallel(pair, tmp_path):
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1
-    )
-    try:
-        x = frames()
-        pair[0](x).square().sum().backward()
-        parallel = nn.parallel.DistributedDataParallel(pair[1])
-        parallel(x).square().sum().backward()
-    finally:
-        torch.distributed.destroy_process_group()
-    for a, b in zip(pair[1].parameters(), pair[0].parameters(), strict=True):
-        assert_equal(a.grad, b.grad)
-
-
 def test_a_module_under_two_names():
     cell = RaftOrder()
     model = nn.ModuleDict({"a": cell, "b": cell})
@@ -507,3 +514,81 @@ def test_nothing_of_the_model_changes_while_looking():
         assert torch.equal(tensor, before[name]), name
     assert model[2].marks == [] and whole.training
     assert all(p.grad is None for p in whole.parameters())
+
+
+def test_exchanged_gates_bring_the_own_code_back(pair):
+    x = frames()
+    for model in pair:
+        model.cell.convz, model.cell.convr = model.cell.convr, model.cell.convz
+    assert_equal(pair[1](x), pair[0](x))
+
+
+@pytest.mark.parametrize("name", ["SpectralNorm", "HookedNorms"])
+def test_weights_that_training_changes_at_every_step(name):
+    """Verified in evaluation, then trained: the original has other weights at every step."""
+
+    class Loop(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.cell = CELLS[name]()[0]
+
+        def forward(self, h, x):
+            for _ in range(3):
+                h = self.cell(h, x)
+            return h
+
+    plain = Loop().double().eval()
+    fused = copy.deepcopy(plain)
+    h, x = torch.randn(N, K, H, W, dtype=torch.float64), torch.randn(N, C, H, W, dtype=torch.float64)
+    report = fuse(fused, (h, x))
+    assert [r.path for r in report.replaced] == ["", "cell"]
+    for _ in range(2):
+        assert_equal(fused(h, x), plain(h, x))
+        assert_equal(fused.train()(h, x), plain.train()(h, x))
+        assert_equal(dict(fused.named_buffers()), dict(plain.named_buffers()))
+        plain.eval(), fused.eval()
+
+
+def test_an_input_for_the_whole_batch():
+    """x of batch 1 for states of any batch: broadcast by additions, which the fused cell does not do."""
+    cell = CELLS["ThreeChunks"]()[0].double()
+    x, h = torch.randn(1, C, H, W, dtype=torch.float64), torch.randn(N, K, H, W, dtype=torch.float64)
+    expected = cell(x, h), cell(x.expand(N, -1, -1, -1), h)
+    fuse(cell)
+    assert_equal((cell(x, h), cell(x.expand(N, -1, -1, -1), h)), expected)
+
+
+def test_many_kinds_of_calls(pair, monkeypatch):
+    """Those that are too many run the own code, and are right as well."""
+    monkeypatch.setattr("convgru_fused.fusing.forward.MOST_PLANS", 3)
+    for size in range(3, 9):
+        x = frames(size=(size, 4))
+        assert_equal(pair[1](x), pair[0](x))
+    assert len(pair[1].cell.forward.plans) == 3
+
+
+def test_distributed_data_parallel(run_python):
+    """New kinds of calls too. In a process of its own, which need not end in order."""
+    result = run_python(
+        """
+import copy, os, sys, tempfile, torch
+sys.path.insert(0, "tests/fusing")
+from test_fuse_modules import Tower, frames, fuse
+model = Tower().double()
+fused = copy.deepcopy(model)
+assert fuse(fused, frames()).replaced
+store = os.path.join(tempfile.mkdtemp(), "store")
+torch.distributed.init_process_group("gloo", init_method="file://" + store, rank=0, world_size=1)
+parallel = torch.nn.parallel.DistributedDataParallel(fused)
+for size in ((7, 9), (5, 4)):
+    x = frames(size=size)
+    for each in (model, parallel):
+        each.zero_grad()
+        each(x).square().sum().backward()
+    for a, b in zip(fused.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-12, atol=1e-12)
+print("same", flush=True)
+os._exit(0)
+"""
+    )
+    assert result.stdout == "same\n", result.stderr
