@@ -15,7 +15,7 @@ from . import timing
 from .check import Error
 from .measure import Say, Settings, first_line
 from .published import raft
-from .results import FAILED, OK, WRONG, Record
+from .results import FAILED, NOT_APPLICABLE, OK, WRONG, Record
 from .timing import synchronize
 
 UPDATES = 12  # of the flow in one call
@@ -92,6 +92,8 @@ def measure_model(name: str, settings: Settings, say: Say = lambda line: None) -
         say(f"{name} {mode}: building")
         try:
             yield _measure(name, mode, settings, say)
+        except ModuleNotFoundError as error:
+            yield [Record(name, mode, FUSED, True, NOT_APPLICABLE, str(error))]
         except Exception as error:  # as for a contender: its trouble must not end the others' benchmark
             yield [Record(name, mode, FUSED, True, FAILED, first_line(error))]
 

@@ -88,6 +88,18 @@ class Formula:
                 parts.append(instruction)
         return tuple(parts)
 
+    def without_lengths(self) -> Formula:
+        """The same for sequences of any length, which those have that read clips."""
+        return replace(
+            self,
+            instructions=tuple(
+                replace(i, steps=0)
+                if isinstance(i, Scan) and any(isinstance(name, Frame) for name in names_in(i.cell.gates))
+                else i
+                for i in self.instructions
+            ),
+        )
+
     def __str__(self) -> str:
         texts = []
         for instruction in self.instructions:

@@ -19,7 +19,7 @@ from .formula import Formula, names_in
 from .forward import FusedForward, unfuse
 from .recording import submodules_of
 from .report import Record, Report
-from .trial import Example, Refused, TensorLike, copied, learn
+from .trial import Example, Refused, TensorLike, copied, learn, looks_recurrent
 from .verification import verify as verify_formula
 
 
@@ -169,7 +169,7 @@ class _Search:
         try:
             examples = list(guesses(copied(module)))
         except Exception as error:
-            return [], Refused(f"cannot be copied: {described(error)}", _looks_recurrent(module))
+            return [], Refused(f"cannot be copied: {described(error)}", looks_recurrent(module))
         for example in examples:
             found, reason = self._formulas(module, [example])
             if any(formula.has_state() for _, formula, _ in found):
@@ -177,7 +177,7 @@ class _Search:
             ran = ran or bool(found)
             if reason is not None and reason.like_a_cell:
                 refusal = refusal or reason
-        if refusal is None and not ran and _looks_recurrent(module):
+        if refusal is None and not ran and looks_recurrent(module):
             refusal = Refused("no call of it could be guessed; give example_inputs")
         return [], refusal
 
@@ -221,12 +221,6 @@ def _is_loop(formula: Formula) -> bool:
     return formula.has_scan() and not any(isinstance(name, Own) for name in names_in(tuple(formula.calls())))
 
 
-def _looks_recurrent(module: nn.Module) -> bool:
-    """Whether its code speaks of what a GRU's does."""
-    code = getattr(type(module).forward, "__code__", None)
-    return code is not None and {"sigmoid", "tanh"} <= set(code.co_names)
-
-
 def _is_generic(module: nn.Module, example: Example, formula: Formula) -> bool:
     """Whether the formula is the same for other sizes of images, batch and sequence."""
 
@@ -239,13 +233,11 @@ def _is_generic(module: nn.Module, example: Example, formula: Formula) -> bool:
             like, shape=(*sizes, *((height, width) if (height, width) == (1, 1) else (height + 2, width + 1)))
         )
 
-    if formula.calls():
-        return False  # which have sizes in their arguments
     try:
         other, _ = learn(module, example.changed(larger))
     except Exception:
         return False
-    return other.skeleton() == formula.skeleton()
+    return other.without_lengths() == formula.without_lengths()
 
 
 def _speedup(module: nn.Module, forward: FusedForward, example: Example) -> float:

@@ -232,6 +232,12 @@ def hooked_inside(module: nn.Module) -> str:
 # What it computes.
 
 
+def looks_recurrent(module: nn.Module) -> bool:
+    """Whether its code speaks of what a GRU's does."""
+    code = getattr(type(module).forward, "__code__", None)
+    return code is not None and {"sigmoid", "tanh"} <= set(code.co_names)
+
+
 def learn(module: nn.Module, example: Example) -> tuple[Formula, Recording]:
     """The formula of a module for such arguments. The module is not run, a copy is.
 
@@ -242,7 +248,8 @@ def learn(module: nn.Module, example: Example) -> tuple[Formula, Recording]:
     hooked = hooked_inside(module)
     with torch.inference_mode(False), torch.set_grad_enabled(torch.is_grad_enabled()):
         if hooked:
-            raise Refused(f"a hook on its submodule {hooked!r}, which would not be called", like_a_cell=False)
+            reason = f"a hook on its submodule {hooked!r}, which would not be called"
+            raise Refused(reason, looks_recurrent(module))
         args, kwargs = example.make(0)
         return _formula(copied(module), args, kwargs)
 
@@ -268,12 +275,14 @@ def _formula(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -
             recorder.add_parameter(name, getattr(child, attribute))
         for name, tensor in arguments_of(args, kwargs):
             recorder.add_leaf(name, tensor)
-        before = _attributes(module)
+        before, held = _attributes(module), _held(module)
         with SeeDetach(recorder), recorder:
             result = module.forward(*args, **kwargs)
     like_a_cell = {"tanh", "convolution"} <= recording.functions and bool(
         {"sigmoid", "hardsigmoid"} & recording.functions
     )
+    if held != _held(module):
+        recording.refusal = recording.refusal or "its forward exchanges a parameter or buffer"
     if recording.depends_on_values:
         raise Refused("its control flow depends on values of tensors", like_a_cell)
     if recording.refusal:
@@ -339,6 +348,14 @@ def _attributes(module: nn.Module) -> dict[str, Any]:
         for path, child in submodules_of(module)
         for name, value in attributes_of(child)
     }
+
+
+def _held(module: nn.Module) -> list[list[int]]:
+    """Which parameters and buffers the modules hold."""
+    return [
+        [id(tensor) for tensor in (*child._parameters.values(), *child._buffers.values())]
+        for _, child in submodules_of(module)
+    ]
 
 
 def _same(a: Any, b: Any) -> bool:

@@ -6,7 +6,7 @@ import torch
 from convgru_fused import functional
 from convgru_fused.bench import models, published, timing
 from convgru_fused.bench.measure import Settings
-from convgru_fused.bench.results import FAILED, OK, WRONG
+from convgru_fused.bench.results import FAILED, NOT_APPLICABLE, OK, WRONG
 
 SETTINGS = Settings(protocol=timing.Protocol(repetitions=1, seconds=0.1, minimum=1, rounds=1))
 
@@ -57,9 +57,16 @@ def test_without_torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(models, "raft", missing)
     (records,) = models.measure_model("raft_e2e", Settings(modes=("forward",), protocol=SETTINGS.protocol))
-    assert [(r.status, r.note) for r in records] == [
-        (FAILED, "ModuleNotFoundError: torchvision is not installed")
-    ]
+    assert [(r.status, r.note) for r in records] == [(NOT_APPLICABLE, "torchvision is not installed")]
+
+
+def test_trouble_is_a_record(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*args: object, **kwargs: object) -> torch.nn.Module:
+        raise RuntimeError("out of paper\nand ink")
+
+    monkeypatch.setattr(models, "raft", broken)
+    (records,) = models.measure_model("raft_e2e", Settings(modes=("forward",), protocol=SETTINGS.protocol))
+    assert [(r.status, r.note) for r in records] == [(FAILED, "RuntimeError: out of paper")]
 
 
 def test_frames_are_the_same_every_time() -> None:

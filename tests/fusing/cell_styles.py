@@ -562,6 +562,32 @@ class HoistedByHand(nn.Module):
         return torch.cat(outputs, 1), h
 
 
+@case(WRAPPERS, clip, lambda: None)
+class EitherRank(nn.Module):
+    """A frame or a sequence, told apart by the number of axes; the state may be absent."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ih = nn.Sequential(conv(C + K, 2 * K), nn.Sigmoid())
+        self.hh = nn.Sequential(conv(C + K, K), nn.Tanh())
+
+    def frame(self, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        r, z = self.ih(torch.cat([x, h], dim=1)).split(K, dim=1)
+        h = (1 - z) * h + z * self.hh(torch.cat([x, r * h], dim=1))
+        return h, h
+
+    def forward(self, x: Tensor, h: Tensor | None) -> tuple[Tensor, Tensor]:
+        if h is None:
+            h = torch.zeros((x.size(0), K, x.size(-2), x.size(-1)), dtype=x.dtype, device=x.device)
+        if x.ndim == 4:
+            return self.frame(x, h)
+        outputs = []
+        for frame in x.unbind(dim=1):
+            output, h = self.frame(frame, h)
+            outputs.append(output)
+        return torch.stack(outputs, dim=1), h
+
+
 # Not a ConvGRU, or not one that the kernels have.
 
 

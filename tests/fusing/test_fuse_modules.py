@@ -221,7 +221,37 @@ def test_a_hook_inside_brings_the_own_code_back(pair, counted):
 def test_hooks_inside_are_a_reason():
     cell = RaftOrder()
     cell.convq.register_forward_hook(lambda *args: None)
-    assert not fuse(cell, (torch.randn(N, K, H, W), torch.randn(N, C, H, W))).replaced
+    report = fuse(cell, (torch.randn(N, K, H, W), torch.randn(N, C, H, W)))
+    assert not report.replaced
+    assert report.skipped[0].reason == "a hook on its submodule 'convq', which would not be called"
+
+
+@pytest.mark.parametrize("how", ["exchanged", "in place"])
+def test_a_state_that_is_a_buffer(how):
+    """Exchanged or overwritten in the forward: left alone, and said."""
+
+    class Buffered(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.cell = RaftOrder()
+            self.register_buffer("hidden", torch.zeros(N, K, H, W))
+
+        def forward(self, x):
+            h = self.cell(self.hidden, x)
+            if how == "exchanged":
+                self.hidden = h.detach()
+            else:
+                self.hidden.copy_(h.detach())
+            return h
+
+    model = Buffered()
+    plain = copy.deepcopy(model)
+    x = torch.randn(N, C, H, W)
+    report = fuse(model, (x,))
+    assert [r.path for r in report.replaced] == ["cell"]
+    for _ in range(3):
+        torch.testing.assert_close(model(x), plain(x), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(model.hidden, plain.hidden, rtol=1e-4, atol=1e-5)
 
 
 def test_an_exchanged_submodule_brings_the_own_code_back(pair):
@@ -445,6 +475,37 @@ def test_sequence_of_any_length():
     for steps in (1, 2, 3, 7):
         x = torch.randn(N, steps, C, 5, 6, dtype=torch.float64)
         assert_equal(fused(x), module(x))
+
+
+def test_frames_and_sequences():
+    """One module for both; the sequence from no state and from one."""
+    module, _ = WRAPPERS["EitherRank"]()
+    fused = copy.deepcopy(module.double())
+    clip, h = (torch.randn(*shape, H, W, dtype=torch.float64) for shape in ((N, 5, C), (N, K)))
+    assert [r.path for r in fuse(fused).replaced] == [""]
+    for args in ((clip[:, 0], None), (clip[:, 0], h), (clip, None), (clip, h), (clip[:, :2], None)):
+        assert_equal(fused(*args), module(*args))
+    formulas = fused.forward.plans.values()
+    assert len([f for f in formulas if f is not None]) == len(formulas) >= 5
+
+
+def test_compiled_sequences():
+    """The same graph for any length: one operator for each layer."""
+    module, _ = WRAPPERS["BatchFirstLayers"]()
+    fused = copy.deepcopy(module.double())
+    fuse(fused, torch.randn(N, 4, C, H, W, dtype=torch.float64))
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append([str(node.target) for node in graph.graph.nodes])
+        return graph
+
+    compiled = torch.compile(fused, backend=backend, fullgraph=True)
+    for steps in (4, 6, 9):
+        x = torch.randn(N, steps, C, H, W, dtype=torch.float64)
+        assert_equal(compiled(x), module(x))
+    for graph in graphs:
+        assert len([target for target in graph if "convgru_fused.conv_gru" in target]) == 2
 
 
 @pytest.mark.parametrize("name", ["RaftOrder", "PooledGates", "StateKept", "SpectralNorm", "HookedNorms"])
