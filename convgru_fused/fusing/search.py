@@ -114,17 +114,22 @@ class _Search:
 
     def _try(self, path: str, module: nn.Module, observed: dict[str, Calls]) -> None:
         calls = observed.get(path, Calls())
-        if calls.raised and not any(_is_below(p, path) and observed[p].raised for p in observed):
-            self._skip(path, module, f"raised {calls.raised}")
+        if calls.raised and any(_is_below(p, path) and observed[p].raised for p in observed):
+            return  # something inside it did
+        formulas: list[Found] = []
+        refusal: Refused | None = None
+        if calls.raised:
+            refusal = Refused(f"raised {calls.raised}")
+        elif calls.count and not self._is_worth_it(path, observed):
             return
-        if calls.count and not self._is_worth_it(path, observed):
-            return
-        formulas, refusal = self._formulas(module, calls.examples)
-        if not any(formula.has_state() for _, formula, _ in formulas):
-            guessed, guessed_refusal = self._guess(path, module, calls)
+        else:
+            formulas, refusal = self._formulas(module, calls.examples)
+        # Calls that were seen say what the module is, unless they had no state or failed.
+        if not _has_state(formulas) and (not calls.count or calls.raised or formulas):
+            guessed, guessed_refusal = self._guess(module)
             formulas += guessed
             refusal = refusal or guessed_refusal
-        if not any(formula.has_state() for _, formula, _ in formulas):
+        if not _has_state(formulas):
             if refusal is not None and refusal.like_a_cell and not self._has_handled(path):
                 self._skip(path, module, str(refusal))
             return
@@ -160,19 +165,17 @@ class _Search:
                 found.append((example, formula, error))
         return found, refusal
 
-    def _guess(self, path: str, module: nn.Module, calls: Calls) -> tuple[list[Found], Refused | None]:
+    def _guess(self, module: nn.Module) -> tuple[list[Found], Refused | None]:
         """`_formulas` for guessed calls: the first that shows a recurrent cell."""
         refusal: Refused | None = None
         ran = False
-        if calls.count:
-            return [], None
         try:
             examples = list(guesses(copied(module)))
         except Exception as error:
             return [], Refused(f"cannot be copied: {described(error)}", looks_recurrent(module))
         for example in examples:
             found, reason = self._formulas(module, [example])
-            if any(formula.has_state() for _, formula, _ in found):
+            if _has_state(found):
                 return found, None
             ran = ran or bool(found)
             if reason is not None and reason.like_a_cell:
@@ -206,6 +209,10 @@ class _Search:
     def _skip(self, path: str, module: nn.Module, reason: str) -> None:
         self.handled.add(path)
         self.report.skipped.append(Record(path, type(module).__name__, reason=reason))
+
+
+def _has_state(found: list[Found]) -> bool:
+    return any(formula.has_state() for _, formula, _ in found)
 
 
 def _depth(path: str) -> int:

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cell_styles import CELLS, OTHERS, Lstm, RaftOrder
+from cell_styles import CELLS, OTHERS, C, K, Lstm, RaftOrder
 from torch import nn
 
 import convgru_fused
@@ -84,6 +84,44 @@ def test_a_model_that_raises_is_reported():
     model = nn.Sequential(nn.Conv2d(3, 3, 3))
     report = fuse(model, torch.randn(1, 7, 8, 8))  # seven channels for three
     assert isinstance(report, Report) and not report.replaced
+
+
+def test_a_cell_that_raises_in_this_call_is_tried_with_others():
+    class NeedsState(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.cell = RaftOrder()
+
+        def forward(self, x, h=None):
+            return self.cell(h, x)
+
+    model = NeedsState()
+    h, x = CELLS["RaftOrder"]()[1]
+    report = fuse(model, (x, None))
+    assert [r.path for r in report.replaced] == ["cell"] and not report.skipped
+    assert model(x, h).shape == h.shape
+
+
+def test_a_cell_seen_without_a_state_only():
+    """Its formula then is a gated convolution's; with a state it is a ConvGRU."""
+
+    class Cell(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.x, self.h = (nn.Conv2d(c, 3 * K, 3, padding=1) for c in (C, K))
+
+        def forward(self, x, h=None):
+            xr, xz, xn = self.x(x).chunk(3, 1)
+            if h is None:
+                return xz.sigmoid() * xn.tanh()
+            hr, hz, hn = self.h(h).chunk(3, 1)
+            z = (xz + hz).sigmoid()
+            return (1 - z) * h + z * (xn + (xr + hr).sigmoid() * hn).tanh()
+
+    cell, x = Cell(), torch.randn(2, C, 5, 5)
+    expected = cell(x)
+    assert fuse(cell, (x,)).replaced
+    torch.testing.assert_close(cell(x), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_model_that_cannot_be_copied_is_reported():
