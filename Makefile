@@ -5,6 +5,9 @@ TORCH ?= 2.13.0
 BENCH_ARGS ?=
 TEST_ARGS ?=
 
+# A process for each core: the tests are single-threaded. Those of a file stay together where they share what is built.
+WORKERS := -n auto
+
 SANITIZE_TESTS := tests/test_backends_agree.py tests/test_algorithms.py tests/test_not_finite.py \
 	tests/test_cuda_kernels.py::test_gradients_from_recomputed_gates
 
@@ -21,7 +24,7 @@ bench: $(BUILT)
 	$(BIN)/python -m convgru_fused bench $(BENCH_ARGS)
 
 test: $(BUILT)
-	$(BIN)/python -m pytest --cov=convgru_fused --cov-report=term --cov-fail-under=90 $(TEST_ARGS)
+	$(BIN)/python -m pytest $(WORKERS) --dist loadfile --cov=convgru_fused --cov-report=term --cov-fail-under=90 $(TEST_ARGS)
 
 # The tests of the kernels on every lesser instruction set that this machine has.
 KERNEL_TESTS := tests/test_algorithms.py tests/test_backends_agree.py tests/test_determinism.py tests/test_gradcheck.py \
@@ -32,7 +35,7 @@ instruction-sets: $(BUILT)
 	    print(*cpu_capabilities()[:-1])") || exit 1; \
 	for set in $$sets; do \
 		echo "$$set:"; \
-		CONVGRU_FUSED_CPU_CAPABILITY=$$set $(BIN)/pytest -q -p no:cacheprovider $(KERNEL_TESTS) || exit 1; \
+		CONVGRU_FUSED_CPU_CAPABILITY=$$set $(BIN)/pytest -q $(WORKERS) -p no:cacheprovider $(KERNEL_TESTS) || exit 1; \
 	done
 
 # The native code under AddressSanitizer and UndefinedBehaviorSanitizer, in a build of its own. Python and torch leak
@@ -42,7 +45,7 @@ sanitize: $(INSTALLED)
 	CONVGRU_FUSED_SANITIZE=1 $(BIN)/python setup.py --quiet build --build-base build/sanitize --build-lib $(SANITIZED)
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONPATH=$(SANITIZED) \
-	$(BIN)/pytest -q -p no:cacheprovider --native-from $(SANITIZED) $(SANITIZE_TESTS)
+	$(BIN)/pytest -q $(WORKERS) -p no:cacheprovider --native-from $(SANITIZED) $(SANITIZE_TESTS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
