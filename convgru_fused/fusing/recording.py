@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from .channels import Channels, Frame, Leaf, Name, Own, Poly, Ref, TooManyTerms, Vector
 from .rules import follow
-from .values import Clip, Image, NotFollowed, Parameter, Stack, Unknown, Value, is_vector
+from .values import Clip, Image, NotFollowed, Parameter, Stack, Unknown, Value, adds_by_channel, is_vector
 
 aten = torch.ops.aten
 
@@ -369,7 +369,7 @@ class Recorder(TorchDispatchMode):
         value = self.get(argument)
         if isinstance(value, Image):
             return value.channels
-        if isinstance(value, Parameter) and value.vector and argument.dim() in (3, 4):
+        if isinstance(value, Parameter) and value.vector and adds_by_channel(argument):
             return Channels.of(Vector(value.name, sum(value.start)), argument.shape[-3])
         if isinstance(value, Parameter) and argument.dim() == 4 and argument.is_floating_point():
             return Channels.of(Leaf(self.name(argument)), argument.shape[1])

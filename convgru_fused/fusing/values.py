@@ -39,8 +39,7 @@ class Stack:
 @dataclass(frozen=True)
 class Parameter:
     """A tensor that belongs to the module, or its elements from `start` on along its first two axes, which
-    have `whole` elements. `vector` if it has one value a channel, as (C,), or as (C,1,1) and (1,C,1,1), which
-    add to an image."""
+    have `whole` elements. `vector` if they lie along one axis: one value a channel."""
 
     name: str
     vector: bool
@@ -67,5 +66,11 @@ Value = Image | Clip | Stack | Parameter | Padded | Unknown
 
 
 def is_vector(tensor: Tensor) -> bool:
+    """Whether all its elements lie along one axis."""
+    return tensor.numel() == max(tensor.shape, default=0)
+
+
+def adds_by_channel(tensor: Tensor) -> bool:
+    """Whether a vector's axis is that of an image's channels."""
     C = tensor.numel()
-    return tuple(tensor.shape) in ((C,), (C, 1, 1), (1, C, 1, 1))
+    return tuple(tensor.shape) in ((C, 1, 1), (1, C, 1, 1))
