@@ -1,5 +1,7 @@
 """Cells drawn at random: what is fused is within tolerance, always; and a ConvGRU is always fused."""
 
+import copy
+
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -112,3 +114,96 @@ def test_random_cells(style):
     tolerance = TOLERANCES[torch.float64, "gradients"]
     assert_close_to_reference(actual[0], expected[0], tolerance=tolerance)
     assert_gradients_close(actual[1], expected[1], tolerance=tolerance)
+
+
+class DrawnLoop(nn.Module):
+    """A loop over cells with its style in `s`."""
+
+    def __init__(self, s):
+        super().__init__()
+        self.s = s
+        directions = 2 if s["both"] else 1
+        style = {**PLAIN, "split": s["split"], "z_keeps": s["z_keeps"]}
+        K = style["K"]
+        self.cells = nn.ModuleList(
+            nn.ModuleList(
+                Drawn({**style, "C": s["C"] if layer == 0 else directions * K}) for _ in range(directions)
+            )
+            for layer in range(s["layers"])
+        )
+
+    def forward(self, x, states=None):
+        s, K = self.s, PLAIN["K"]
+        axis = 1 if s["batch_first"] else 0
+        last = []
+        for layer, cells in enumerate(self.cells):
+            outputs = []
+            for direction, cell in enumerate(cells):
+                if states is not None:
+                    h = states[layer][direction]
+                else:
+                    h = x.new_zeros(x.size(1 - axis), K, *x.shape[-2:])
+                frames = x.unbind(axis) if s["unbind"] else [x.select(axis, t) for t in range(x.size(axis))]
+                steps = []
+                for frame in frames[::-1] if direction else frames:
+                    h = cell(frame, h)
+                    steps.append(h)
+                last.append(h)
+                steps = steps[::-1] if direction else steps
+                stacked = [step.unsqueeze(axis) for step in steps]
+                outputs.append(torch.cat(stacked, axis) if s["cat"] else torch.stack(steps, axis))
+            x = outputs[0] if len(outputs) == 1 else torch.cat(outputs, 2)
+        return x, last if s["list"] else torch.stack(last)
+
+
+PLAIN = {
+    **dict.fromkeys(("joint", "x_first", "z_first", "bias"), True),
+    **dict.fromkeys(("split", "z_keeps", "inverted", "lerp"), False),
+    "K": 3,
+    "kernels": (((3, 3),) * 3),
+    "flaw": None,
+}
+loops = st.fixed_dictionaries(
+    {
+        **{
+            n: st.booleans()
+            for n in ("both", "split", "z_keeps", "batch_first", "unbind", "cat", "list", "states")
+        },
+        "C": st.sampled_from([1, 2, 4]),
+        "layers": st.integers(1, 2),
+        "T": st.integers(1, 4),
+        "other T": st.integers(1, 5),
+    }
+)
+
+
+def loop_arguments(style, T):
+    size = (2, T) if style["batch_first"] else (T, 2)
+    x = torch.randn(*size, style["C"], 4, 3, dtype=torch.float64)
+    if not style["states"]:
+        return (x,)
+    directions = 2 if style["both"] else 1
+    states = [
+        [torch.randn(2, 3, 4, 3, dtype=torch.float64) for _ in range(directions)]
+        for _ in range(style["layers"])
+    ]
+    return x, states
+
+
+@settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow])
+@given(loops)
+def test_random_loops(style):
+    torch.manual_seed(0)
+    module = DrawnLoop(style)
+    fused = copy.deepcopy(module)
+    report = fuse(fused, loop_arguments(style, style["T"]))
+    assert not report.skipped
+    paths = {record.path for record in report.replaced}
+    assert len(paths - {""}) == style["layers"] * (2 if style["both"] else 1)
+    if style["T"] > 2:
+        assert "" in paths and "sequence" in report.replaced[0].recognised
+    for T in (style["T"], style["T"], style["other T"], style["other T"]):
+        args = loop_arguments(style, T)
+        expected, actual = module(*args), fused(*args)
+        torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
+        assert actual[0].is_contiguous() == expected[0].is_contiguous()
