@@ -160,10 +160,13 @@ class FusedForward(ReplacedForward):
             _kind(args),
             _kind(kwargs),
             _kind(remembered),
-            self.module.training,
+            self._modes(),
             torch.is_grad_enabled(),
             ops.autocast_dtype(self.device_type(args, kwargs)),
         )
+
+    def _modes(self) -> tuple[bool, ...]:
+        return tuple([child.training for child, _ in self.inside])
 
     def device_type(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
         for _, tensor in arguments_of(args, kwargs):
@@ -172,7 +175,7 @@ class FusedForward(ReplacedForward):
 
     def _structure(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> object:
         remembered = [getattr(*self._place(name), None) for name in self.remembered]
-        return (_outline(args), _outline(kwargs), _outline(remembered), self.module.training)
+        return (_outline(args), _outline(kwargs), _outline(remembered), self._modes())
 
     # Copies and pickles hold what has been verified, not the module's arguments.
 

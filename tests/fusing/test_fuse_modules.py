@@ -610,6 +610,33 @@ def test_weights_that_training_changes_at_every_step(name):
         plain.eval(), fused.eval()
 
 
+def test_a_part_of_the_module_in_another_mode():
+    """Dropout inside is switched on by itself, after the whole was seen with it off."""
+
+    class Dropping(RaftOrder):
+        def __init__(self):
+            super().__init__()
+            self.drop = nn.Dropout2d(0.5)
+
+        def forward(self, h, x):
+            return super().forward(h, self.drop(x))
+
+    plain = Dropping().double()
+    plain.drop.eval()
+    fused = copy.deepcopy(plain)
+    h, x = torch.randn(N, K, H, W, dtype=torch.float64), torch.randn(N, C, H, W, dtype=torch.float64)
+    assert fuse(fused, (h, x)).replaced
+    assert_equal(fused(h, x), plain(h, x))
+    plain.drop.train(), fused.drop.train()
+    results = []
+    for module in (plain, fused):
+        torch.manual_seed(5)
+        results.append(module(h, x))
+    assert_equal(*results)
+    fused.drop.eval()
+    assert not torch.allclose(fused(h, x), results[0])
+
+
 def test_an_input_for_the_whole_batch():
     """x of batch 1 for states of any batch: broadcast by additions, which the fused cell does not do."""
     cell = CELLS["ThreeChunks"]()[0].double()
