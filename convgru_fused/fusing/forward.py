@@ -175,7 +175,8 @@ class FusedForward(ReplacedForward):
 
     def _structure(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> object:
         remembered = [getattr(*self._place(name), None) for name in self.remembered]
-        return (_outline(args), _outline(kwargs), _outline(remembered), self._modes())
+        autocast = ops.autocast_dtype(self.device_type(args, kwargs))
+        return (_outline(args), _outline(kwargs), _outline(remembered), self._modes(), autocast)
 
     # Copies and pickles hold what has been verified, not the module's arguments.
 

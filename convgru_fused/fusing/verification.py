@@ -21,9 +21,9 @@ LARGEST_IMAGE, LARGEST_BATCH = 32, 4  # what is tried first: a formula that is w
 RTOL = {torch.float64: 1e-10, torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
 """How far a replacement may be from the original, over the largest value of the tensor.
 
-In float64 rounding alone was seen to reach 1e-15 over all styles of the tests (test_fuse_report.py holds it to
-a thousandth of the bound), and mistakes in a formula show in the second digit. The other types are for modules
-whose code does not work in float64: 2 to 300 times what `testing.TOLERANCES` measured.
+In float64 rounding alone was seen to reach 1e-15 over all styles of the tests (test_fuse_report.py holds it
+to a thousandth of the bound), and mistakes in a formula show in the second digit. The other types are for
+modules whose code does not work in float64: 2 to 300 times what `testing.TOLERANCES` measured.
 """
 
 

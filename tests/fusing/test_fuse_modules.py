@@ -316,6 +316,29 @@ def test_compile_after_fuse(pair):
     assert all(any("convgru_fused.conv_gru" in target for target in graph) for graph in graphs)
 
 
+@pytest.mark.parametrize("where", ["outside", "inside"])
+def test_compiled_autocast(where):
+    """Types are those of the own code. It is fused if fuse was called under autocast as well."""
+    cell = RaftOrder()
+    fused = copy.deepcopy(cell)
+    h, x = torch.randn(N, K, H, W), torch.randn(N, C, H, W)
+    with torch.autocast("cpu", torch.bfloat16, enabled=where == "inside"):
+        assert fuse(fused, (h, x)).replaced
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(str(graph.code))
+        return graph
+
+    compiled = torch.compile(fused, backend=backend, fullgraph=True)
+    for state in (h, h.bfloat16()):
+        with torch.autocast("cpu", torch.bfloat16):
+            expected, actual = cell(state, x), compiled(state, x)
+        assert actual.dtype == expected.dtype
+        torch.testing.assert_close(actual.float(), expected.float(), rtol=0.03, atol=0.03)
+    assert ("convgru_fused" in graphs[0]) == (where == "inside")
+
+
 def test_compiled_training(pair):
     compiled = torch.compile(pair[1], backend="aot_eager", fullgraph=True)
     x = frames()
