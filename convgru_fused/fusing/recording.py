@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,8 @@ from .rules import follow
 from .values import Clip, Image, NotFollowed, Parameter, Stack, Unknown, Value, adds_by_channel, is_vector
 
 aten = torch.ops.aten
+
+Found = TypeVar("Found")
 
 DEEPEST = 8  # the candidate of a step has 4: tanh of a convolution of the sigmoid of a convolution
 
@@ -55,16 +57,20 @@ def _operator(name: str, overload: str) -> Any:
 # Names of tensors in arguments, results and modules.
 
 
-def tensors_of(tree: object, name: str) -> Iterator[tuple[str, Tensor]]:
-    """The tensors in nested lists, tuples and dicts, by where they are."""
-    if isinstance(tree, Tensor):
+def found_in(tree: object, kind: type[Found], name: str) -> Iterator[tuple[str, Found]]:
+    """What is of a kind in nested lists, tuples and dicts, by where it is."""
+    if isinstance(tree, kind):
         yield name, tree
     elif isinstance(tree, (list, tuple)):
         for i, item in enumerate(tree):
-            yield from tensors_of(item, f"{name}[{i}]")
+            yield from found_in(item, kind, f"{name}[{i}]")
     elif isinstance(tree, dict):
         for key, item in tree.items():
-            yield from tensors_of(item, f"{name}[{key!r}]")
+            yield from found_in(item, kind, f"{name}[{key!r}]")
+
+
+def tensors_of(tree: object, name: str) -> Iterator[tuple[str, Tensor]]:
+    return found_in(tree, Tensor, name)
 
 
 def arguments_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:
@@ -94,21 +100,10 @@ def submodules_of(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.M
             if child is not None:
                 yield from visit(prefix + name, child)
         for name, value in attributes_of(module):
-            for where, child in _modules_in(value, prefix + name):
+            for where, child in found_in(value, nn.Module, prefix + name):
                 yield from visit(where, child)
 
     return visit(path, module)
-
-
-def _modules_in(tree: object, name: str) -> Iterator[tuple[str, nn.Module]]:
-    if isinstance(tree, nn.Module):
-        yield name, tree
-    elif isinstance(tree, (list, tuple)):
-        for i, item in enumerate(tree):
-            yield from _modules_in(item, f"{name}[{i}]")
-    elif isinstance(tree, dict):
-        for key, item in tree.items():
-            yield from _modules_in(item, f"{name}[{key!r}]")
 
 
 def owners_of(module: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:

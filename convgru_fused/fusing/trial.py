@@ -96,25 +96,26 @@ class Example:
 
     @staticmethod
     def of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Example:
-        return Example(_mapped(args, Tensor, TensorLike.of), _mapped(kwargs, Tensor, TensorLike.of))
+        return Example(mapped(args, Tensor, TensorLike.of), mapped(kwargs, Tensor, TensorLike.of))
 
     def changed(self, change: Callable[[TensorLike], TensorLike]) -> Example:
-        return Example(_mapped(self.args, TensorLike, change), _mapped(self.kwargs, TensorLike, change))
+        return Example(mapped(self.args, TensorLike, change), mapped(self.kwargs, TensorLike, change))
 
     def make(self, seed: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
         generator = torch.Generator().manual_seed(seed)
         return tuple(
-            _mapped(tree, TensorLike, lambda like: like.make(generator)) for tree in (self.args, self.kwargs)
+            mapped(tree, TensorLike, lambda like: like.make(generator)) for tree in (self.args, self.kwargs)
         )  # type: ignore[return-value]
 
 
-def _mapped(tree: Any, kind: type, function: Callable[[Any], Any]) -> Any:
+def mapped(tree: Any, kind: type, function: Callable[[Any], Any]) -> Any:
+    """Nested lists, tuples and dicts with a function of what is of a kind."""
     if isinstance(tree, kind):
         return function(tree)
     if isinstance(tree, dict):
-        return {key: _mapped(value, kind, function) for key, value in tree.items()}
+        return {key: mapped(value, kind, function) for key, value in tree.items()}
     if isinstance(tree, (list, tuple)):
-        items = [_mapped(item, kind, function) for item in tree]
+        items = [mapped(item, kind, function) for item in tree]
         return type(tree)(*items) if hasattr(tree, "_fields") else type(tree)(items)
     return tree
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from .formula import Formula
 from .forward import FusedForward
-from .recording import arguments_of, tensors_of
-from .trial import Example, Refused, TensorLike, apart, attribute_tensors, copied, learn
+from .recording import arguments_of, found_in, tensors_of
+from .trial import Example, Refused, TensorLike, apart, attribute_tensors, copied, learn, mapped
 
 DRAWS = 2  # of random values
 LARGEST_IMAGE, LARGEST_BATCH = 32, 4  # what is tried first: a formula that is wrong is wrong at any size
@@ -91,16 +91,7 @@ def _device_type(example: Example) -> str:
 
 
 def _likes(example: Example) -> Iterator[TensorLike]:
-    def visit(tree: Any) -> Iterator[TensorLike]:
-        if isinstance(tree, TensorLike):
-            yield tree
-        elif isinstance(tree, (list, tuple)):
-            for item in tree:
-                yield from visit(item)
-        elif isinstance(tree, dict):
-            yield from visit(list(tree.values()))
-
-    return visit([example.args, example.kwargs])
+    return (like for _, like in found_in([example.args, example.kwargs], TensorLike, ""))
 
 
 def _compare(
@@ -141,7 +132,7 @@ def _outcome(module: nn.Module, example: Example, seed: int, formula: Formula | 
     parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
     with apart():  # both begin with the same random state
         # A module may change its arguments in place, which a leaf does not allow.
-        args, kwargs = _cloned(args), _cloned(kwargs)
+        args, kwargs = (mapped(tree, Tensor, Tensor.clone) for tree in (args, kwargs))
         forward = module.forward if formula is None else _forward_of(module, formula, args, kwargs)
         result = forward(*args, **kwargs)
     results = {name: t for name, t in tensors_of(result, "result") if t.is_floating_point()}
@@ -162,17 +153,6 @@ def _outcome(module: nn.Module, example: Example, seed: int, formula: Formula | 
         }
     buffers = {name: b for name, b in module.named_buffers() if b.is_floating_point()}
     return {name: t.detach() for name, t in {**results, **buffers, **gradients}.items()}
-
-
-def _cloned(tree: Any) -> Any:
-    if isinstance(tree, Tensor):
-        return tree.clone()
-    if isinstance(tree, dict):
-        return {key: _cloned(value) for key, value in tree.items()}
-    if isinstance(tree, (list, tuple)):
-        items = [_cloned(item) for item in tree]
-        return type(tree)(*items) if hasattr(tree, "_fields") else type(tree)(items)
-    return tree
 
 
 def _forward_of(
