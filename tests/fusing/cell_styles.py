@@ -64,33 +64,29 @@ class RaftOrder(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.convz, self.convr, self.convq = (conv(K + C, K) for _ in range(3))
+        self.to_z, self.to_r, self.to_n = (conv(K + C, K) for _ in range(3))
 
     def forward(self, h: Tensor, x: Tensor) -> Tensor:
-        hx = torch.cat([h, x], dim=1)
-        z = torch.sigmoid(self.convz(hx))
-        r = torch.sigmoid(self.convr(hx))
-        q = torch.tanh(self.convq(torch.cat([r * h, x], dim=1)))
-        return (1 - z) * h + z * q
+        both = torch.cat((h, x), dim=1)
+        update, reset = torch.sigmoid(self.to_z(both)), torch.sigmoid(self.to_r(both))
+        new = torch.tanh(self.to_n(torch.cat((reset * h, x), dim=1)))
+        return (1 - update) * h + update * new
 
 
 @case(CELLS, h, x)
 class Separable(nn.Module):
-    """1x5, then 5x1, each a step of its own."""
+    """A row kernel, then a column kernel, each a step of its own."""
 
     def __init__(self) -> None:
         super().__init__()
-        for i, kernel in ((1, (1, 5)), (2, (5, 1))):
-            for gate in "zrq":
-                setattr(self, f"conv{gate}{i}", conv(K + C, K, kernel))
+        self.passes = nn.ModuleList(
+            nn.ModuleDict({gate: conv(K + C, K, kernel) for gate in "zrn"}) for kernel in ((1, 5), (5, 1))
+        )
 
     def forward(self, h: Tensor, x: Tensor) -> Tensor:
-        for i in (1, 2):
-            hx = torch.cat([h, x], 1)
-            z = torch.sigmoid(getattr(self, f"convz{i}")(hx))
-            r = torch.sigmoid(getattr(self, f"convr{i}")(hx))
-            q = torch.tanh(getattr(self, f"convq{i}")(torch.cat([r * h, x], 1)))
-            h = (1 - z) * h + z * q
+        for convs in self.passes:
+            z, r = (convs[gate](torch.cat([h, x], 1)).sigmoid() for gate in "zr")
+            h = h - z * h + z * convs["n"](torch.cat([r * h, x], 1)).tanh()
         return h
 
 
@@ -100,15 +96,15 @@ class GateMaps(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.z, self.r, self.q = (conv(K + C + 3, K) for _ in range(3))
+        self.z, self.r, self.n = (conv(K + C + 3, K) for _ in range(3))
 
-    def forward(self, h: Tensor, cz: Tensor, cr: Tensor, cq: Tensor, *inputs: Tensor) -> Tensor:
-        x = torch.cat(inputs, 1)
-        hx = torch.cat([h, x], 1)
-        z = torch.sigmoid(self.z(hx) + cz)
-        r = torch.sigmoid(self.r(hx) + cr)
-        q = torch.tanh(self.q(torch.cat([r * h, x], 1)) + cq)
-        return (1 - z) * h + z * q
+    def forward(
+        self, state: Tensor, for_z: Tensor, for_r: Tensor, for_n: Tensor, *features: Tensor
+    ) -> Tensor:
+        z = (for_z + self.z(torch.cat([state, *features], 1))).sigmoid()
+        r = (for_r + self.r(torch.cat([state, *features], 1))).sigmoid()
+        n = (for_n + self.n(torch.cat([r * state, *features], 1))).tanh()
+        return state * (1 - z) + n * z
 
 
 @case(CELLS, h, x, lambda: x(3))
@@ -117,19 +113,18 @@ class PooledGates(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.convz, self.convr, self.convq = (conv(K + C + 3, K) for _ in range(3))
-        self.w, self.glo_z, self.glo_r, self.glo_q = (conv(K, K, 1) for _ in range(4))
+        self.convs = nn.ModuleDict({gate: conv(K + C + 3, K) for gate in "zrn"})
+        self.pooled = nn.ModuleDict({gate: conv(K, K, 1) for gate in "zrn"})
+        self.attention = conv(K, K, 1)
 
-    def forward(self, net: Tensor, *inputs: Tensor) -> Tensor:
-        inp = torch.cat(inputs, dim=1)
-        both = torch.cat([net, inp], dim=1)
-        n, k, height, width = net.shape
-        glo = torch.sigmoid(self.w(net)) * net
-        glo = glo.view(n, k, height * width).mean(-1).view(n, k, 1, 1)
-        z = torch.sigmoid(self.convz(both) + self.glo_z(glo))
-        r = torch.sigmoid(self.convr(both) + self.glo_r(glo))
-        q = torch.tanh(self.convq(torch.cat([r * net, inp], dim=1)) + self.glo_q(glo))
-        return (1 - z) * net + z * q
+    def forward(self, state: Tensor, *features: Tensor) -> Tensor:
+        count, channels, height, width = state.shape
+        gated = (state * self.attention(state).sigmoid()).reshape(count, channels, height * width)
+        mean = gated.mean(2).reshape(count, channels, 1, 1)
+        both = torch.cat((state, *features), 1)
+        z, r = ((self.convs[gate](both) + self.pooled[gate](mean)).sigmoid() for gate in "zr")
+        n = self.convs["n"](torch.cat((r * state, *features), 1)) + self.pooled["n"](mean)
+        return z * n.tanh() + (1 - z) * state
 
 
 @case(CELLS, x, h)
@@ -362,7 +357,7 @@ class DictOfTensors(nn.Module):
 class SpectralNorm(RaftOrder):
     def __init__(self) -> None:
         super().__init__()
-        for name in ("convz", "convr", "convq"):
+        for name in ("to_z", "to_r", "to_n"):
             setattr(self, name, nn.utils.parametrizations.spectral_norm(getattr(self, name)))
 
 
@@ -370,7 +365,7 @@ class SpectralNorm(RaftOrder):
 class WeightNorm(RaftOrder):
     def __init__(self) -> None:
         super().__init__()
-        for name in ("convz", "convr", "convq"):
+        for name in ("to_z", "to_r", "to_n"):
             setattr(self, name, nn.utils.parametrizations.weight_norm(getattr(self, name)))
 
 
@@ -380,8 +375,8 @@ class HookedNorms(RaftOrder):
 
     def __init__(self) -> None:
         super().__init__()
-        self.convz = nn.utils.spectral_norm(self.convz)
-        self.convr = nn.utils.spectral_norm(self.convr)
+        self.to_z = nn.utils.spectral_norm(self.to_z)
+        self.to_r = nn.utils.spectral_norm(self.to_r)
 
 
 # Around the step.
@@ -568,24 +563,19 @@ class EitherRank(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.ih = nn.Sequential(conv(C + K, 2 * K), nn.Sigmoid())
-        self.hh = nn.Sequential(conv(C + K, K), nn.Tanh())
+        self.gates, self.candidate = conv(C + K, 2 * K), conv(C + K, K)
 
-    def frame(self, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
-        r, z = self.ih(torch.cat([x, h], dim=1)).split(K, dim=1)
-        h = (1 - z) * h + z * self.hh(torch.cat([x, r * h], dim=1))
-        return h, h
+    def step(self, x: Tensor, h: Tensor) -> Tensor:
+        reset, update = self.gates(torch.cat((x, h), 1)).sigmoid().tensor_split(2, dim=1)
+        return h + update * (self.candidate(torch.cat((x, h * reset), 1)).tanh() - h)
 
     def forward(self, x: Tensor, h: Tensor | None) -> tuple[Tensor, Tensor]:
         if h is None:
-            h = torch.zeros((x.size(0), K, x.size(-2), x.size(-1)), dtype=x.dtype, device=x.device)
-        if x.ndim == 4:
-            return self.frame(x, h)
-        outputs = []
-        for frame in x.unbind(dim=1):
-            output, h = self.frame(frame, h)
-            outputs.append(output)
-        return torch.stack(outputs, dim=1), h
+            h = x.new_zeros((len(x), K, *x.shape[-2:]))
+        states = [h]
+        for frame in [x] if x.dim() == 4 else x.unbind(dim=1):
+            states.append(self.step(frame, states[-1]))
+        return states[1] if x.dim() == 4 else torch.stack(states[1:], dim=1), states[-1]
 
 
 # Not a ConvGRU, or not one that the kernels have.
@@ -643,15 +633,15 @@ class GatedConvolution(nn.Module):
 
 
 class Almost(nn.Module):
-    """A RAFT cell with one thing changed."""
+    """A ConvGRU with one thing changed."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.convz, self.convr, self.convq = (conv(K + C, K) for _ in range(3))
+        self.to_z, self.to_r, self.to_n = (conv(K + C, K) for _ in range(3))
 
     def forward(self, h: Tensor, x: Tensor) -> Tensor:
-        z, r = (torch.sigmoid(c(torch.cat([h, x], 1))) for c in (self.convz, self.convr))
-        return self.blend(h, z, self.candidate(self.convq(torch.cat([self.reset(r, h), x], 1))))
+        z, r = (torch.sigmoid(c(torch.cat([h, x], 1))) for c in (self.to_z, self.to_r))
+        return self.blend(h, z, self.candidate(self.to_n(torch.cat([self.reset(r, h), x], 1))))
 
     def reset(self, r: Tensor, h: Tensor) -> Tensor:
         return r * h
@@ -714,8 +704,8 @@ class LinearCandidate(Almost):
 @case(OTHERS, h, x)
 class HardGates(Almost):
     def forward(self, h: Tensor, x: Tensor) -> Tensor:
-        z, r = (F.hardsigmoid(c(torch.cat([h, x], 1))) for c in (self.convz, self.convr))
-        return (1 - z) * h + z * torch.tanh(self.convq(torch.cat([r * h, x], 1)))
+        z, r = (F.hardsigmoid(c(torch.cat([h, x], 1))) for c in (self.to_z, self.to_r))
+        return (1 - z) * h + z * torch.tanh(self.to_n(torch.cat([r * h, x], 1)))
 
 
 @case(OTHERS, x, h)
@@ -750,7 +740,7 @@ class DilatedState(Almost):
 
     def __init__(self) -> None:
         super().__init__()
-        self.convz, self.convr, self.convq = (nn.Conv2d(K + C, K, 3, padding=2, dilation=2) for _ in range(3))
+        self.to_z, self.to_r, self.to_n = (nn.Conv2d(K + C, K, 3, padding=2, dilation=2) for _ in range(3))
 
 
 @case(OTHERS, x, h)

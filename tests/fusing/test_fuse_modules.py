@@ -100,13 +100,13 @@ def test_changed_weights_are_used(pair, change):
     before = pair[1](x)
     with torch.no_grad():
         for model in pair:
-            weight = model.cell.convz.weight
+            weight = model.cell.to_z.weight
             if change == "add_":
                 weight.add_(0.1)
             elif change == "data":
                 weight.data.mul_(2)
             elif change == "assigned":
-                model.cell.convz.weight = nn.Parameter(weight * 2)
+                model.cell.to_z.weight = nn.Parameter(weight * 2)
             else:
                 model.load_state_dict({name: 1.5 * p for name, p in model.state_dict().items()})
     assert_equal(pair[1](x), pair[0](x))
@@ -210,7 +210,7 @@ def test_hooks_are_not_copied(pair, counted):
 def test_a_hook_inside_brings_the_own_code_back(pair, counted):
     seen = []
     x = frames()
-    handle = pair[1].cell.convq.register_forward_hook(lambda *args: seen.append(1))
+    handle = pair[1].cell.to_n.register_forward_hook(lambda *args: seen.append(1))
     assert_equal(pair[1](x), pair[0](x))
     assert len(seen) == 3 and not counted
     handle.remove()
@@ -220,10 +220,10 @@ def test_a_hook_inside_brings_the_own_code_back(pair, counted):
 
 def test_hooks_inside_are_a_reason():
     cell = RaftOrder()
-    cell.convq.register_forward_hook(lambda *args: None)
+    cell.to_n.register_forward_hook(lambda *args: None)
     report = fuse(cell, (torch.randn(N, K, H, W), torch.randn(N, C, H, W)))
     assert not report.replaced
-    assert report.skipped[0].reason == "a hook on its submodule 'convq', which would not be called"
+    assert report.skipped[0].reason == "a hook on its submodule 'to_n', which would not be called"
 
 
 @pytest.mark.parametrize("how", ["exchanged", "in place"])
@@ -258,7 +258,7 @@ def test_an_exchanged_submodule_brings_the_own_code_back(pair):
     x = frames()
     for model in pair:
         torch.manual_seed(0)
-        model.cell.convq = nn.Conv2d(K + C, K, 5, padding=2).double()
+        model.cell.to_n = nn.Conv2d(K + C, K, 5, padding=2).double()
     assert_equal(pair[1](x), pair[0](x))
 
 
@@ -269,7 +269,7 @@ def test_parametrisation_added_later(pair):
 
     x = frames()
     for model in pair:
-        parametrize.register_parametrization(model.cell.convr, "weight", Halved())
+        parametrize.register_parametrization(model.cell.to_r, "weight", Halved())
     assert_equal(pair[1](x), pair[0](x))
 
 
@@ -277,7 +277,7 @@ def test_deepcopy_has_weights_of_its_own(pair):
     x = frames()
     twin = copy.deepcopy(pair[1])
     with torch.no_grad():
-        pair[1].cell.convz.weight.zero_()
+        pair[1].cell.to_z.weight.zero_()
     assert is_fused(twin.cell)
     assert twin.cell.forward.module is twin.cell
     assert_equal(twin(x), pair[0](x))
@@ -603,7 +603,7 @@ def test_nothing_of_the_model_changes_while_looking():
 def test_exchanged_gates_bring_the_own_code_back(pair):
     x = frames()
     for model in pair:
-        model.cell.convz, model.cell.convr = model.cell.convr, model.cell.convz
+        model.cell.to_z, model.cell.to_r = model.cell.to_r, model.cell.to_z
     assert_equal(pair[1](x), pair[0](x))
 
 
