@@ -111,7 +111,12 @@ def _scan(chain: list[Step], output: Ref, lengths: Mapping[Name, tuple[int, ...]
         if j >= missing:
             names.insert(0, first[j - missing])
         if len(set(names)) == 1:
-            replaced.append(names[0])
+            name = names[0]
+            if isinstance(name, Frame):  # the same in every step: not a clip
+                fixed = Ref(f"{output.name} part {len(before)}")
+                before.append(_call("select", "int", (name.clip, name.axis, name.index), fixed))
+                name = fixed
+            replaced.append(name)
             continue
         frames = [name for name in names if isinstance(name, Frame)]
         if len(frames) < len(names) or len({(f.clip, f.axis) for f in frames}) > 1:
@@ -134,12 +139,6 @@ def _scan(chain: list[Step], output: Ref, lengths: Mapping[Name, tuple[int, ...]
         replaced.append(Frame(clip, frames[0].axis, 0))
     if len(directions) > 1:
         return None
-    # A frame that is the same in every step is not a clip.
-    for j, name in enumerate(replaced):
-        if isinstance(name, Frame) and all(column[j] == columns[0][j] for column in columns):
-            fixed = Ref(f"{output.name} part {len(before)}")
-            before.append(_call("select", "int", (name.clip, name.axis, name.index), fixed))
-            replaced[j] = fixed
     reverse = directions == {-1}
     following = iter(replaced)
     gates = renamed(tuple(known), lambda _: next(following))

@@ -500,6 +500,18 @@ def test_sequence_of_any_length():
         assert_equal(fused(x), module(x))
 
 
+@pytest.mark.parametrize("verify", [True, False])
+@pytest.mark.parametrize("steps", [2, 3])
+def test_short_sequences(steps, verify):
+    """Two steps from a given state are a sequence as well, and the right one without being verified."""
+    module, _ = WRAPPERS["EitherRank"]()
+    fused = copy.deepcopy(module.double())
+    clip, h = (torch.randn(*shape, H, W, dtype=torch.float64) for shape in ((N, steps, C), (N, K)))
+    report = fuse(fused, (clip, h), verify=verify)
+    assert "sequence" in report.replaced[0].recognised
+    assert_equal(fused(clip, h), module(clip, h))
+
+
 def test_frames_and_sequences():
     """One module for both; the sequence from no state and from one."""
     module, _ = WRAPPERS["EitherRank"]()
