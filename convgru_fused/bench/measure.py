@@ -141,16 +141,19 @@ def measure_mode(
     flops = job.workload.flops(job.mode, job.sets[0].x.size(1))
     for name, spread in spreads.items():
         records[name] = replace(
-            records[name],
-            median=spread.median,
-            p20=spread.p20,
-            p80=spread.p80,
-            repetitions=spread.repetitions,
+            timed(records[name], spread),
             ms_per_step=spread.median * 1e3 / job.workload.steps,
             gflops=flops / spread.median / 1e9,
             round_trip_ns=None if before is None or after is None else max(before, after),
         )
     return list(records.values())
+
+
+def timed(record: Record, spread: timing.Spread) -> Record:
+    """The record with these times."""
+    return replace(
+        record, median=spread.median, p20=spread.p20, p80=spread.p80, repetitions=spread.repetitions
+    )
 
 
 def check(job: Job, referee: Referee, contender: Contender) -> tuple[Record, Program | None]:

@@ -13,10 +13,9 @@ from torch.nn import functional as F
 from .. import fuse
 from . import timing
 from .check import Error
-from .measure import Say, Settings, first_line
+from .measure import Say, Settings, first_line, timed
 from .published import raft
 from .results import FAILED, NOT_APPLICABLE, OK, WRONG, Record
-from .timing import synchronize
 
 UPDATES = 12  # of the flow in one call
 HEIGHT, WIDTH = 440, 1024
@@ -41,7 +40,7 @@ def frames(device: torch.device, dtype: torch.dtype, seed: int) -> tuple[Tensor,
     return first, second
 
 
-class _Model:
+class _Model(timing.Untended):
     """A model in one mode, for the clock; adds up the time spent in its cells."""
 
     def __init__(
@@ -56,11 +55,11 @@ class _Model:
             cell.register_forward_hook(self._after)
 
     def _before(self, *_: object) -> None:
-        synchronize(self.device)
+        timing.synchronize(self.device)
         self._start = time.perf_counter()
 
     def _after(self, *_: object) -> None:
-        synchronize(self.device)
+        timing.synchronize(self.device)
         self.gru_seconds[-1] += time.perf_counter() - self._start
 
     def __call__(self) -> None:
@@ -75,10 +74,6 @@ class _Model:
         loss = sum(0.8 ** (UPDATES - 1 - i) * flow.abs().mean() for i, flow in enumerate(self.flows))
         assert isinstance(loss, Tensor)
         loss.backward()
-
-    def activate(self) -> None: ...
-    def step(self) -> None: ...
-    def release(self) -> None: ...
 
     def gradient(self) -> Tensor:
         """Of all parameters, one after the other."""
@@ -126,16 +121,10 @@ def _measure(name: str, mode: str, settings: Settings, say: Say) -> list[Record]
     spreads = timing.interleaved(programs, settings.device, settings.protocol)
     found: list[Record] = []
     for record in (ours, peer):
-        found.append(_timed(record, spreads[record.contender]))
+        found.append(timed(record, spreads[record.contender]))
         gru = timing.Spread.of(programs[record.contender].gru_seconds)
-        found.append(_timed(replace(record, workload=f"{name}{CELLS_FORWARD}", errors={}), gru))
+        found.append(timed(replace(record, workload=f"{name}{CELLS_FORWARD}", errors={}), gru))
     return found
-
-
-def _timed(record: Record, spread: timing.Spread) -> Record:
-    return replace(
-        record, median=spread.median, p20=spread.p20, p80=spread.p80, repetitions=spread.repetitions
-    )
 
 
 def _errors(programs: dict[str, _Model], mode: str, precision: str) -> dict[str, Error]:

@@ -16,7 +16,6 @@ from typing import Protocol as Interface
 
 import torch
 
-from .. import _build_info
 from .stats import percentile
 
 _REST_SECONDS = 0.010
@@ -32,6 +31,24 @@ class Timed(Interface):
     def activate(self) -> None: ...
     def step(self) -> None: ...
     def release(self) -> None: ...
+
+
+class Untended:
+    """A `Timed` that needs nothing done around its calls."""
+
+    def activate(self) -> None: ...
+    def step(self) -> None: ...
+    def release(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Plain(Untended):
+    """A function as a `Timed`."""
+
+    function: Callable[[], object]
+
+    def __call__(self) -> None:
+        self.function()
 
 
 @dataclass(frozen=True)
@@ -81,6 +98,8 @@ def round_trip_ns(device: torch.device) -> float | None:
     and back. None on a GPU or with one thread."""
     if device.type == "cuda" or torch.get_num_threads() == 1:
         return None
+    from .. import _build_info  # clocks work without the extension
+
     return _build_info.thread_round_trip()
 
 

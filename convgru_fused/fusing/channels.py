@@ -53,7 +53,7 @@ class Atom:
 
     def shifted(self, offset: int) -> Atom:
         """The same from a later channel on."""
-        raise NotImplementedError
+        return replace(self, start=self.start + offset)  # type: ignore[attr-defined, type-var]
 
 
 @dataclass(frozen=True)
@@ -65,9 +65,6 @@ class Leaf(Atom):
 
     depth = 0
 
-    def shifted(self, offset: int) -> Leaf:
-        return replace(self, start=self.start + offset)
-
 
 @dataclass(frozen=True)
 class Vector(Atom):
@@ -77,9 +74,6 @@ class Vector(Atom):
     start: int = 0
 
     depth = 0
-
-    def shifted(self, offset: int) -> Vector:
-        return replace(self, start=self.start + offset)
 
 
 @dataclass(frozen=True)
@@ -117,9 +111,6 @@ class Convolution(Atom):
     image: Channels
     first: int = 0
     start: int = 0
-
-    def shifted(self, offset: int) -> Convolution:
-        return replace(self, start=self.start + offset)
 
     @cached_property
     def depth(self) -> int:  # type: ignore[override]

@@ -117,11 +117,7 @@ def guesses(module: nn.Module) -> Iterator[Example]:
     """Calls that a module, of which this is a copy, may understand, from the channels of its convolutions and
     the number of its arguments: images, a state that is a tensor, absent, in a list or a pair, or a whole
     sequence."""
-    weights = [
-        getattr(child, attribute)
-        for _, child, attribute in owners_of(module)
-        if isinstance(getattr(child, attribute), torch.Tensor)
-    ]
+    weights = [getattr(child, attribute) for _, child, attribute in owners_of(module)]
     kernels = [w for w in weights if w.dim() == 4 and w.is_floating_point()]
     if not 1 <= len(kernels) <= MOST_CONVOLUTIONS:
         return

@@ -149,7 +149,7 @@ def renamed(tree: Any, new: Callable[[Name], Name]) -> Any:
 
 def outputs_of(instruction: Instruction) -> tuple[Ref, ...]:
     if isinstance(instruction, Call):
-        return tuple(output for output in instruction.outputs if output is not None)
+        return instruction.outputs
     return (instruction.output,)
 
 
@@ -238,8 +238,7 @@ def run(formula: Formula, environment: Environment) -> object:
             for output, result in zip(
                 instruction.outputs, (results,) if instruction.single else results, strict=True
             ):
-                if output is not None:
-                    environment.tensors[output.name] = result
+                environment.tensors[output.name] = result
     return environment.built(formula.result)
 
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from .. import ops
 from .formula import Environment, Formula, run
-from .recording import arguments_of, owners_of, submodules_of, weight_hooks
-from .trial import Example, ReplacedForward, attribute_tensors, hooked_inside, learn, read_own
+from .recording import arguments_of, has_hooks, owners_of, submodules_of, weight_hooks
+from .trial import Example, ReplacedForward, attribute_tensors, learn, read_own
 
 logger = logging.getLogger("convgru_fused")
 
@@ -123,7 +123,7 @@ class FusedForward(ReplacedForward):
     def _learn(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Formula | None:
         example = Example.of(args, kwargs)
         try:
-            formula, _ = learn(self.module, example)
+            formula = learn(self.module, example)
             if not formula.has_state() and not self.verified:
                 return None
             if formula.skeleton() not in self.verified:
@@ -139,31 +139,22 @@ class FusedForward(ReplacedForward):
     def _is_changed(self) -> bool:
         """Whether a submodule has been exchanged, or has hooks: then its own code has to run."""
         for child, below in self.inside:
-            if child._modules != below:
-                return True
-            if (
-                child is not self.module
-                and (
-                    child._forward_hooks
-                    or child._backward_hooks
-                    or child._backward_pre_hooks
-                    or child._forward_pre_hooks
-                )
-                and hooked_inside(self.module)
-            ):
+            if child._modules != below or (child is not self.module and has_hooks(child)):
                 return True
         return False
 
     def _key(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> object:
+        return (self._described(args, kwargs, _kind), torch.is_grad_enabled())
+
+    def _structure(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> object:
+        return self._described(args, kwargs, _outline)
+
+    def _described(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], describe: Callable[[Any], object]
+    ) -> object:
         remembered = [getattr(*self._place(name), None) for name in self.remembered]
-        return (
-            _kind(args),
-            _kind(kwargs),
-            _kind(remembered),
-            self._modes(),
-            torch.is_grad_enabled(),
-            ops.autocast_dtype(self.device_type(args, kwargs)),
-        )
+        autocast = ops.autocast_dtype(self.device_type(args, kwargs))
+        return (describe(args), describe(kwargs), describe(remembered), self._modes(), autocast)
 
     def _modes(self) -> tuple[bool, ...]:
         return tuple([child.training for child, _ in self.inside])
@@ -172,11 +163,6 @@ class FusedForward(ReplacedForward):
         for _, tensor in arguments_of(args, kwargs):
             return tensor.device.type
         return "cpu"
-
-    def _structure(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> object:
-        remembered = [getattr(*self._place(name), None) for name in self.remembered]
-        autocast = ops.autocast_dtype(self.device_type(args, kwargs))
-        return (_outline(args), _outline(kwargs), _outline(remembered), self._modes(), autocast)
 
     # Copies and pickles hold what has been verified, not the module's arguments.
 

@@ -23,7 +23,7 @@ from .channels import (
 )
 from .layout import Layout
 
-RESET, UPDATE, CANDIDATE = GATES = ("reset gate", "update gate", "candidate")
+RESET, UPDATE, CANDIDATE = "reset gate", "update gate", "candidate"
 
 # Operators by the names of the modules that people know them by.
 _NAMES = {

@@ -8,7 +8,7 @@ known as polynomials where it can be, else as a new unknown, whose name is all t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, TypeVar
@@ -30,9 +30,6 @@ Found = TypeVar("Found")
 DEEPEST = 8  # the candidate of a step has 4: tanh of a convolution of the sigmoid of a convolution
 
 
-# How it comes about.
-
-
 @dataclass(frozen=True)
 class Call:
     """An operator of PyTorch's; tensors among its arguments are named."""
@@ -41,7 +38,7 @@ class Call:
     overload: str
     args: tuple[Any, ...]
     kwargs: tuple[tuple[str, Any], ...]
-    outputs: tuple[Ref | None, ...]
+    outputs: tuple[Ref, ...]
     single: bool  # whether it returns a tensor, not several
 
     def function(self) -> Any:
@@ -86,7 +83,7 @@ def attributes_of(module: nn.Module) -> Iterator[tuple[str, Any]]:
     return ((name, value) for name, value in vars(module).items() if name not in _INTERNAL)
 
 
-def submodules_of(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:
+def submodules_of(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """The module and all under it, by path, each once; those in plain lists and dicts as well."""
     seen: set[int] = set()
 
@@ -103,7 +100,7 @@ def submodules_of(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.M
             for where, child in found_in(value, nn.Module, prefix + name):
                 yield from visit(where, child)
 
-    return visit(path, module)
+    return visit("", module)
 
 
 def owners_of(module: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
@@ -123,11 +120,23 @@ def owners_of(module: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
 
 def weight_hooks(module: nn.Module) -> list[Any]:
     """Hooks that compute a weight before the forward: torch.nn.utils' weight_norm and spectral_norm."""
-    kinds = (
-        nn.utils.weight_norm.__globals__["WeightNorm"],
-        nn.utils.spectral_norm.__globals__["SpectralNorm"],
+    return [hook for hook in module._forward_pre_hooks.values() if isinstance(hook, _WEIGHT_HOOKS)]
+
+
+_WEIGHT_HOOKS = (
+    nn.utils.weight_norm.__globals__["WeightNorm"],
+    nn.utils.spectral_norm.__globals__["SpectralNorm"],
+)
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether it has hooks on its forward or backward, but those that compute a weight."""
+    return bool(
+        module._forward_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or len(module._forward_pre_hooks) > len(weight_hooks(module))
     )
-    return [hook for hook in module._forward_pre_hooks.values() if isinstance(hook, kinds)]
 
 
 # The recorder.
@@ -208,7 +217,8 @@ class Recorder(TorchDispatchMode):
         entry = entries.get(self._layout(tensor))
         if entry is None:
             reason = "a tensor that comes from elsewhere"
-            entry = _Entry(self._unknown(tensor, self._lost(reason), reason), self._lost(reason))
+            name = self._lost(reason)
+            entry = _Entry(self._unknown(tensor, name, reason), name)
         return entry
 
     def get(self, tensor: Tensor) -> Value:
@@ -260,7 +270,7 @@ class Recorder(TorchDispatchMode):
         if not isinstance(outputs, (list, tuple)) or not all(isinstance(o, Tensor) for o in outputs):
             return result
         self.recording.functions.add(func.overloadpacket.__name__)
-        call = self._call(func, args, kwargs, outputs, isinstance(result, Tensor))
+        refs = self._call(func, args, kwargs, len(outputs), isinstance(result, Tensor))
         try:
             values = self._follow(func, args, kwargs, result)
         except NotFollowed as error:
@@ -269,8 +279,7 @@ class Recorder(TorchDispatchMode):
             values = [Unknown("a long formula")] * len(outputs)
         if func._schema.is_mutable:
             self._forget(func, args, kwargs)
-        for tensor, value, ref in zip(outputs, values, call.outputs, strict=True):
-            assert ref is not None
+        for tensor, value, ref in zip(outputs, values, refs, strict=True):
             self._add(tensor, value, ref, func.overloadpacket is aten.clone)
         return result
 
@@ -303,10 +312,10 @@ class Recorder(TorchDispatchMode):
         func: Any,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
-        outputs: Iterable[Tensor],
+        count: int,
         single: bool,
-    ) -> Call:
-        """Notes a call of the operator, or of its functional twin if it works in place."""
+    ) -> tuple[Ref, ...]:
+        """Notes a call of the operator, or of its functional twin if it works in place; names its results."""
         function, reason = func, ""
         if torch.is_grad_enabled() != self._grad:
             reason = "an operator with gradients switched off or on"
@@ -318,18 +327,18 @@ class Recorder(TorchDispatchMode):
                 function = twin
         if any(isinstance(a, torch.Generator) for a in (*args, *kwargs.values())):
             reason = "a random generator"
-        outputs = tuple(outputs)
+        if reason:
+            return tuple(self._lost(reason) for _ in range(count))
         call = Call(
             function._schema.name,
             function._schema.overload_name or "default",
             tuple(self._named(a) for a in args),
             tuple((k, self._named(v)) for k, v in kwargs.items()),
-            tuple(self._lost(reason) if reason else self.new("value") for _ in outputs),
+            tuple(self.new("value") for _ in range(count)),
             single,
         )
-        if not reason:
-            self.recording.instructions.append(call)
-        return call
+        self.recording.instructions.append(call)
+        return call.outputs
 
     def _named(self, argument: Any) -> Any:
         if isinstance(argument, Tensor):

@@ -23,7 +23,11 @@ class Rolled:
 
     def new(self, name: Name) -> Name:
         """Where a tensor is now."""
-        return self.names.get(name, name) if isinstance(name, Ref) else name
+        return _found(name, self.names)
+
+
+def _found(name: Name, names: Mapping[Ref, Name]) -> Name:
+    return names.get(name, name) if isinstance(name, Ref) else name
 
 
 def roll(instructions: Sequence[Instruction], recording: Recording) -> Rolled:
@@ -34,12 +38,10 @@ def roll(instructions: Sequence[Instruction], recording: Recording) -> Rolled:
         for chain in _chains([i for i in rolled.instructions if isinstance(i, Step)]):
             scan = Ref(f"scan {len(rolled.names)}")
             made = _scan(chain, scan, lengths)
-            names = (
-                {step.output: Frame(scan, 0, t) for step, t in zip(chain, made.times, strict=True)}
-                if made
-                else {}
-            )
-            mixed = _replaced(rolled.instructions, chain, made, names) if made else None
+            if made is None:
+                continue
+            names = {step.output: Frame(scan, 0, t) for step, t in zip(chain, made.times, strict=True)}
+            mixed = _replaced(rolled.instructions, chain, made, names)
             if mixed is not None:
                 rolled.instructions = mixed
                 rolled.names.update(names)
@@ -155,18 +157,13 @@ def _replaced(
     instructions: list[Instruction], chain: list[Step], made: _Made, names: Mapping[Ref, Name]
 ) -> list[Instruction] | None:
     """Instructions with a scan in the place of a chain, in an order that can be run; None if none can."""
-    gone = {step.output for step in chain}
-
-    def new(name: Name) -> Name:
-        return names.get(name, name) if isinstance(name, Ref) else name
-
     mixed: list[Instruction] = []
     for instruction in instructions:
-        if isinstance(instruction, Step) and instruction.output in gone:
+        if isinstance(instruction, Step) and instruction.output in names:
             if instruction is chain[-1]:
                 mixed += [*made.before, made.scan]
         else:
-            mixed.append(renamed(instruction, new))
+            mixed.append(renamed(instruction, lambda name: _found(name, names)))
     return _sorted(mixed)
 
 

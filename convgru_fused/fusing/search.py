@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from statistics import median
 from typing import Any
 
 import torch
@@ -17,7 +14,7 @@ from .channels import Own
 from .examples import Calls, described, guesses, is_builtin, observe
 from .formula import Formula, names_in
 from .forward import FusedForward, unfuse
-from .recording import submodules_of
+from .recording import arguments_of, submodules_of
 from .report import Record, Report
 from .trial import Example, Refused, TensorLike, copied, learn, looks_recurrent
 from .verification import verify as verify_formula
@@ -155,7 +152,7 @@ class _Search:
         refusal: Refused | None = None
         for example in examples:
             try:
-                formula, _ = learn(module, example)
+                formula = learn(module, example)
                 error = None if self.check is None else self.check(module, example, formula)
             except Refused as reason:
                 refusal = refusal or reason
@@ -191,7 +188,7 @@ class _Search:
             forward.add(args, kwargs, formula)
             if _is_generic(module, example, formula):
                 forward.add_structure(args, kwargs, formula)
-        speedup = _speedup(module, forward, formulas[0][0]) if self.benchmark else None
+        speedup = _speedup(forward, formulas[0][0]) if self.benchmark else None
         forward.install()
         errors = [error for *_, error in formulas if error is not None]
         texts = dict.fromkeys(str(formula) for _, formula, _ in formulas)
@@ -232,7 +229,7 @@ def _is_generic(module: nn.Module, example: Example, formula: Formula) -> bool:
     """Whether the formula is the same for other sizes of images, batch and sequence."""
 
     def larger(like: TensorLike) -> TensorLike:
-        if len(like.shape) not in (4, 5) or like.values is not None:
+        if not like.has_images:
             return like
         *batch, channels, height, width = like.shape
         sizes = [n + 1 for n in batch] + [channels]
@@ -241,25 +238,22 @@ def _is_generic(module: nn.Module, example: Example, formula: Formula) -> bool:
         )
 
     try:
-        other, _ = learn(module, example.changed(larger))
+        other = learn(module, example.changed(larger))
     except Exception:
         return False
     return other.without_lengths() == formula.without_lengths()
 
 
-def _speedup(module: nn.Module, forward: FusedForward, example: Example) -> float:
-    """The original's time over the fused one's, medians of calls in turn."""
+def _speedup(forward: FusedForward, example: Example) -> float:
+    """The original's time over the fused one's, by the protocol of the benchmarks."""
+    from ..bench import timing  # not at every start
+
     args, kwargs = example.make(0)
-    contenders: tuple[tuple[Callable[..., Any], list[float]], ...] = ((forward.original, []), (forward, []))
+    contenders = {
+        "original": timing.Plain(lambda: forward.original(*args, **kwargs)),
+        "fused": timing.Plain(lambda: forward(*args, **kwargs)),
+    }
+    device = next((t.device for _, t in arguments_of(args, kwargs)), torch.device("cpu"))
     with torch.no_grad():
-        start = time.perf_counter()
-        while len(contenders[0][1]) < 6 or time.perf_counter() - start < 1:
-            for run, times in contenders:
-                begun = time.perf_counter()
-                run(*args, **kwargs)
-                if torch.cuda.is_available():
-                    torch.cuda.synchronize()
-                times.append(time.perf_counter() - begun)
-    # The first call of each is a warm-up.
-    original, fused = (median(times[1:]) for _, times in contenders)
-    return original / fused
+        times = timing.interleaved(contenders, device, timing.QUICK)
+    return times["original"].median / times["fused"].median

@@ -32,6 +32,7 @@ from .recording import (
     Step,
     arguments_of,
     attributes_of,
+    has_hooks,
     owners_of,
     submodules_of,
     tensors_of,
@@ -64,6 +65,11 @@ class TensorLike:
     channels_last: bool
     requires_grad: bool
     values: Tensor | None
+
+    @property
+    def has_images(self) -> bool:
+        """Whether it is (N,C,H,W) or has a time axis before that."""
+        return len(self.shape) in (4, 5) and self.values is None
 
     @staticmethod
     def of(tensor: Tensor) -> TensorLike:
@@ -222,10 +228,7 @@ def _without_weight_hooks(module: nn.Module) -> Iterator[None]:
 def hooked_inside(module: nn.Module) -> str:
     """The path of a submodule with hooks, which would not be called; "" if there is none."""
     for path, child in submodules_of(module):
-        if child is module:
-            continue
-        before = len(child._forward_pre_hooks) - len(weight_hooks(child))
-        if before or child._forward_hooks or child._backward_hooks or child._backward_pre_hooks:
+        if child is not module and has_hooks(child):
             return path
     return ""
 
@@ -239,7 +242,7 @@ def looks_recurrent(module: nn.Module) -> bool:
     return code is not None and {"sigmoid", "tanh"} <= set(code.co_names)
 
 
-def learn(module: nn.Module, example: Example) -> tuple[Formula, Recording]:
+def learn(module: nn.Module, example: Example) -> Formula:
     """The formula of a module for such arguments. The module is not run, a copy is.
 
     Raises:
@@ -255,7 +258,7 @@ def learn(module: nn.Module, example: Example) -> tuple[Formula, Recording]:
         return _formula(copied(module), args, kwargs)
 
 
-def _formula(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Formula, Recording]:
+def _formula(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Formula:
     reasons: list[str] = []
 
     def matched(image: Channels, tensor: Tensor, recording: Recording, at_end: bool = False) -> object:
@@ -307,12 +310,13 @@ def _formula(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -
         raise Refused(f"its result has a {type(tree).__name__} in it")
 
     templates = template(result)
+    after = _attributes(module)
     effects = tuple(
         (name, template(value))
-        for name, value in _attributes(module).items()
+        for name, value in after.items()
         if not _same(before.get(name, _NOTHING), value)
     )
-    gone = [name for name in before if name not in _attributes(module)]
+    gone = [name for name in before if name not in after]
     if gone:
         raise Refused(f"its forward deletes the attribute {gone[0]!r}")
     for name, tree in effects:
@@ -322,7 +326,7 @@ def _formula(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -
         if reasons:
             raise Refused(reasons[-1])
         raise Refused("no state that a sigmoid gate blends with something", like_a_cell)
-    return _finished(recording, templates, effects, _moving(module)), recording
+    return _finished(recording, templates, effects, _moving(module))
 
 
 def _moving(module: nn.Module) -> set[str]:

@@ -54,11 +54,11 @@ def verify(
 
 def _small(example: Example) -> Example:
     """The same with smaller images, fewer of them and shorter sequences, in proportion."""
-    likes = [like for like in _likes(example) if len(like.shape) in (4, 5) and like.values is None]
+    likes = [like for like in _likes(example) if like.has_images]
     factor = math.ceil(max((size for like in likes for size in like.shape[-2:]), default=1) / LARGEST_IMAGE)
 
     def smaller(like: TensorLike) -> TensorLike:
-        if len(like.shape) not in (4, 5) or like.values is not None:
+        if not like.has_images:
             return like
         *batch, channels, height, width = like.shape
         image = (max(1, round(size / factor)) for size in (height, width))
@@ -78,7 +78,7 @@ def _in_float64(
                 tensor.data = tensor.data.double()
         like = example.changed(lambda t: t if t.values is not None else replace(t, dtype=torch.float64))
         try:
-            form, _ = learn(double, like)
+            form = learn(double, like)
         except Exception:
             return None
     return (double, form, like) if form.skeleton() == formula.skeleton() else None

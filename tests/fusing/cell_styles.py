@@ -350,6 +350,23 @@ class DictOfTensors(nn.Module):
         return {"h": h, "x": batch["x"]}
 
 
+@case(CELLS, x, h)
+class HiddenTermsAbsent(nn.Module):
+    """Without a state there are no hidden convolutions, their biases included: not the same as zeros."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.x, self.h = conv(C, 3 * K), conv(K, 3 * K)
+
+    def forward(self, x: Tensor, h: Tensor | None = None) -> Tensor:
+        xr, xz, xn = self.x(x).chunk(3, 1)
+        if h is None:
+            return xz.sigmoid() * xn.tanh()
+        hr, hz, hn = self.h(h).chunk(3, 1)
+        z = (xz + hz).sigmoid()
+        return (1 - z) * h + z * (xn + (xr + hr).sigmoid() * hn).tanh()
+
+
 # Weights that are computed.
 
 

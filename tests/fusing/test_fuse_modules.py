@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 import torch
-from cell_styles import CELLS, WRAPPERS, C, H, K, N, RaftOrder, StateKept, StateNone, W
+from cell_styles import CELLS, WRAPPERS, C, H, HiddenTermsAbsent, K, N, RaftOrder, StateKept, StateNone, W
 from torch import nn
 from torch.nn.utils import parametrize
 from torch.utils.checkpoint import checkpoint
@@ -141,20 +141,7 @@ def test_state_absent_after_state_given(counted):
 def test_hidden_terms_absent_without_a_state():
     """A cell that leaves out the hidden convolutions, biases included, when there is no state."""
 
-    class Cell(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.x, self.h = nn.Conv2d(C, 3 * K, 3, padding=1), nn.Conv2d(K, 3 * K, 3, padding=1)
-
-        def forward(self, x, h=None):
-            xr, xz, xn = self.x(x).chunk(3, 1)
-            if h is None:
-                return xz.sigmoid() * xn.tanh()
-            hr, hz, hn = self.h(h).chunk(3, 1)
-            z = (xz + hz).sigmoid()
-            return (1 - z) * h + z * (xn + (xr + hr).sigmoid() * hn).tanh()
-
-    cell = Cell().double()
+    cell = HiddenTermsAbsent().double()
     x, h = torch.randn(N, C, H, W, dtype=torch.float64), torch.randn(N, K, H, W, dtype=torch.float64)
     expected = cell(x), cell(x, h)
     assert fuse(cell, (x, h)).replaced
