@@ -7,9 +7,10 @@ by step: what the native backward passes compute, in a form that can be read nex
 Shapes, here and everywhere below: T time steps, N batch, C input channels, K hidden channels, HxW pixels, kh
 x kw kernel. Gates are stacked r|z|n along the channel axis. One layer, one direction.
 
-    gru-rcn   r, z = sigmoid(a_r + U_r*h), sigmoid(a_z + U_z*h)     n = tanh(a_n + U_n*(r.h) + b_hn)
-              h'   = (1-z).h + z.n                                  Ballas et al. 2016, section 3
-    cudnn     r, z as above     n = tanh(a_n + r.(U_n*h + b_hn))    h' = (1-z).n + z.h      as in torch.nn.GRU
+    gru-rcn        r, z = sigmoid(a_r + U_r*h), sigmoid(a_z + U_z*h)     n = tanh(a_n + U_n*(r.h) + b_hn)
+                   h'   = (1-z).h + z.n                                  Ballas et al. 2016, section 3
+    gru-rcn-relu   the same with relu in the place of tanh               Ravuri et al. 2021 (DGMR)
+    cudnn          r, z as above     n = tanh(a_n + r.(U_n*h + b_hn))    h' = (1-z).n + z.h, as torch.nn.GRU
 
 with a = W*x + b_ih + gate_bias (all three gates; b_h of r and z likewise), `*` the zero-padded "same"
 convolution and `.` the elementwise product.
@@ -24,7 +25,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.grad import conv2d_input, conv2d_weight
 
-VARIANTS = ("gru-rcn", "cudnn")
+VARIANTS = ("gru-rcn", "gru-rcn-relu", "cudnn")
 
 
 class Gradients(NamedTuple):
@@ -64,11 +65,12 @@ def step(a: Tensor, h: Tensor, weight_hh: Tensor, bias_hh: Tensor | None, varian
     """One time step. a (N,3K,H,W) or (N,3K,1,1), h (N,K,H,W) -> (N,K,H,W)."""
     K = h.size(1)
     a_rz, a_n = a.split((2 * K, K), dim=1)
-    if variant == "gru-rcn":
+    if variant != "cudnn":
         U_rz, U_n = weight_hh.split((2 * K, K))
         b_rz, b_n = (None, None) if bias_hh is None else bias_hh.split((2 * K, K))
         r, z = torch.sigmoid(a_rz + same_conv(h, U_rz, b_rz)).chunk(2, dim=1)
-        n = torch.tanh(a_n + same_conv(r * h, U_n, b_n))
+        activation = torch.relu if variant == "gru-rcn-relu" else torch.tanh
+        n = activation(a_n + same_conv(r * h, U_n, b_n))
         return (1 - z) * h + z * n
     c_rz, c_n = same_conv(h, weight_hh, bias_hh).split((2 * K, K), dim=1)
     r, z = torch.sigmoid(a_rz + c_rz).chunk(2, dim=1)
@@ -140,6 +142,7 @@ def conv_gru_backward(
 
         gru-rcn   d_n = grad_h.z.(1-n^2)         d_z = grad_h.(n-h).z.(1-z)      g = U_n^T*d_n
                   d_r = g.h.r.(1-r)              grad_h <- grad_h.(1-z) + g.r + U_rz^T*[d_r,d_z]
+                  with relu d_n = grad_h.z where n > 0, else 0
         cudnn     d_n = grad_h.(1-z).(1-n^2)     d_z = grad_h.(h-n).z.(1-z)      d_q = d_n.r, q = U_n*h + b_hn
                   d_r = d_n.q.r.(1-r)            grad_h <- grad_h.z + U^T*[d_r,d_z,d_q]
     """
@@ -156,10 +159,10 @@ def conv_gru_backward(
         c = same_conv(h, weight_hh, bias_hh)
         r, z = torch.sigmoid(a[t, :, : 2 * K] + c[:, : 2 * K]).chunk(2, dim=1)
         q = c[:, 2 * K :]
-        if variant == "gru-rcn":
-            n = torch.tanh(
-                a[t, :, 2 * K :] + same_conv(r * h, U_n, None if bias_hh is None else bias_hh[2 * K :])
-            )
+        if variant != "cudnn":
+            b_n = None if bias_hh is None else bias_hh[2 * K :]
+            a_n = a[t, :, 2 * K :] + same_conv(r * h, U_n, b_n)
+            n = torch.relu(a_n) if variant == "gru-rcn-relu" else torch.tanh(a_n)
             h_next = (1 - z) * h + z * n
         else:
             n = torch.tanh(a[t, :, 2 * K :] + r * q)
@@ -177,8 +180,8 @@ def conv_gru_backward(
         h, (r, z, n, q) = previous[t], gates[t]
         valid = grad_h.new_ones(()) if lengths is None else (lengths > t).view(-1, 1, 1, 1).to(grad_h.dtype)
         dh = (grad_h + grad_output[t]) * valid
-        if variant == "gru-rcn":
-            d_n = dh * z * (1 - n * n)
+        if variant != "cudnn":
+            d_n = torch.where(n > 0, dh * z, 0) if variant == "gru-rcn-relu" else dh * z * (1 - n * n)
             d_z = dh * (n - h) * z * (1 - z)
             g = conv2d_input(h.shape, U_n, d_n, padding=padding)
             d_r = g * h * r * (1 - r)
@@ -205,7 +208,7 @@ def conv_gru_backward(
     if gate_bias is not None:
         grad_gate_bias = d.sum_to_size(gate_bias.shape)
     h_all = torch.stack(previous).flatten(0, 1)
-    if variant == "gru-rcn":
+    if variant != "cudnn":
         rh_all = torch.stack([gates[t][0] * previous[t] for t in range(T)]).flatten(0, 1)
         d_rz, d_n = d_hidden.flatten(0, 1).split((2 * K, K), dim=1)
         grad_weight_hh = torch.cat(

@@ -44,11 +44,12 @@ def conv_gru(
     product:
 
         r = sigmoid(W_r*x + b_ir + U_r*h + b_hr)        z = sigmoid(W_z*x + b_iz + U_z*h + b_hz)
-        variant "gru-rcn":  n = tanh(W_n*x + b_in + U_n*(r.h) + b_hn)      h' = (1-z).h + z.n
-        variant "cudnn":    n = tanh(W_n*x + b_in + r.(U_n*h + b_hn))      h' = (1-z).n + z.h
+        variant "gru-rcn":       n = tanh(W_n*x + b_in + U_n*(r.h) + b_hn)      h' = (1-z).h + z.n
+        variant "gru-rcn-relu":  n = relu(W_n*x + b_in + U_n*(r.h) + b_hn)      h' = (1-z).h + z.n
+        variant "cudnn":         n = tanh(W_n*x + b_in + r.(U_n*h + b_hn))      h' = (1-z).n + z.h
 
-    "gru-rcn" is the cell of Ballas et al. 2016 (arXiv 1511.06432); "cudnn" is that of `torch.nn.GRU`, which
-    it equals for 1x1 kernels and 1x1 images.
+    "gru-rcn" is the cell of Ballas et al. 2016 (arXiv 1511.06432); "gru-rcn-relu" that of DGMR (Ravuri et al.
+    2021, arXiv 2104.00954); "cudnn" that of `torch.nn.GRU`, which it equals for 1x1 kernels and 1x1 images.
 
     Args:
         input: (T,N,C,H,W), or (N,T,C,H,W) if batch_first, or unbatched (T,C,H,W). None if `gate_bias`
@@ -69,7 +70,7 @@ def conv_gru(
         gate_bias: (T,N,D*3K,H,W) or (T,N,D*3K,1,1), unbatched without N: added to the pre-activations r|z|n
             of the first layer (forward direction's 3K channels first). With input=None it stands for W*x +
             b_ih (precomputed or hoisted); weight_ih and bias_ih of the first layer are then not used.
-        variant: "gru-rcn" or "cudnn".
+        variant: "gru-rcn", "gru-rcn-relu" or "cudnn".
         recompute: keep only the states for the backward pass and compute the gates again there.
 
     Returns:

@@ -103,7 +103,7 @@ class ConvGRU(_ConvGRUBase):
         dropout: probability of dropout on the outputs of every layer but the last, in training.
         bidirectional: a second direction reads the sequence backwards; outputs are concatenated along the
             channels.
-        variant: "gru-rcn" or "cudnn" (the cell of torch.nn.GRU).
+        variant: "gru-rcn", "gru-rcn-relu" or "cudnn" (the cell of torch.nn.GRU).
         recompute: keep only the states for the backward pass and compute the gates again there.
         device, dtype: of the parameters.
 

@@ -21,7 +21,8 @@ from torch import Tensor
 from . import eager, numerics
 
 NUM_DIFFERENTIABLE = 7  # the leading arguments: input, hx, weight_ih, weight_hh, bias_ih, bias_hh, gate_bias
-GATES_KEPT = {"gru-rcn": 3, "cudnn": 4}  # planes of K channels: r, z, n, and for "cudnn" q = U_n*h + b_hn
+# Planes of K channels: r, z, n, and for "cudnn" q = U_n*h + b_hn.
+GATES_KEPT = {"gru-rcn": 3, "gru-rcn-relu": 3, "cudnn": 4}
 
 
 def _load() -> str:

@@ -131,6 +131,19 @@ CONVGRU_HOST_DEVICE F tanh_derivative(F n) {
   return 1 - n * n;
 }
 
+// max(x, 0). A NaN passes through.
+template <class F>
+CONVGRU_HOST_DEVICE F relu(F x) {
+  return x < F{} ? F{} : x;
+}
+
+// The gradient g of n as that of its pre-activation: n = tanh of that, or relu.
+template <class F>
+CONVGRU_HOST_DEVICE F candidate_gradient(bool is_relu, F g, F n) {
+  if (is_relu) return n <= F{} ? F{} : g;
+  return g * tanh_derivative(n);
+}
+
 // (1-w) from + w to: h' = blend(h, n, z) in "gru-rcn", blend(n, h, z) in "cudnn".
 template <class F>
 CONVGRU_HOST_DEVICE F blend(F from, F to, F w) {

@@ -8,7 +8,8 @@ using torch::headeronly::ScalarType;
 Problem describe(const Arguments& arguments, const std::string& variant, bool reverse) {
   const auto& [input, hx, weight_ih, weight_hh, bias_ih, bias_hh, gate_bias, lengths] = arguments;
   STD_TORCH_CHECK(
-      variant == "gru-rcn" || variant == "cudnn", "variant: expected 'gru-rcn' or 'cudnn', got ", variant);
+      variant == "gru-rcn" || variant == "gru-rcn-relu" || variant == "cudnn",
+      "variant: expected 'gru-rcn', 'gru-rcn-relu' or 'cudnn', got ", variant);
   STD_TORCH_CHECK(
       input.has_value() || gate_bias.has_value(), "input: expected a Tensor if there is no gate_bias");
   STD_TORCH_CHECK(input.has_value() == weight_ih.has_value(), "weight_ih: expected together with input");
@@ -30,6 +31,7 @@ Problem describe(const Arguments& arguments, const std::string& variant, bool re
   p.H = images.size(images.dim() - 2);
   p.W = images.size(images.dim() - 1);
   p.cudnn = variant == "cudnn";
+  p.relu = variant == "gru-rcn-relu";
   p.reverse = reverse;
   STD_TORCH_CHECK(
       weight_hh.size(0) == 3 * p.K, "weight_hh: expected ", 3 * p.K, " outputs, got ", weight_hh.size(0));

@@ -15,7 +15,7 @@ namespace convgru {
 // T time steps, N batch, K hidden channels, H x W pixels.
 struct Problem {
   int64_t T, N, K, H, W;
-  bool cudnn, reverse;
+  bool cudnn, relu, reverse;
   const int64_t* lengths;  // (N,) or nullptr
 
   int64_t pixels() const { return H * W; }

@@ -11,12 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 from test_cuda_on_host import COMPILER, SANITIZERS
+from test_relu import check_operators
 from torch.utils import cpp_extension
 
 from convgru_fused import ops
 from convgru_fused.backends import BACKENDS, Backend
-from convgru_fused.eager import VARIANTS, Gradients
+from convgru_fused.eager import Gradients
 from convgru_fused.testing import (
+    SMOOTH_VARIANTS,
     TOLERANCES,
     assert_close_to_reference,
     assert_gradients_close,
@@ -150,6 +152,12 @@ def test_gradients_from_recomputed_gates(backend, resident_blocks, dtype, sample
     assert_gradients_close(gradients, expected_gradients)
 
 
+@pytest.mark.parametrize("sample", list(sample_inputs(variants=["gru-rcn-relu"])), ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_relu(library, dtype, sample):
+    check_operators(torch.ops.convgru_fused_cuda_on_host, sample, dtype, fast=False)
+
+
 @pytest.mark.parametrize("sample", samples("everything", "channels-of-16", "kernel-7x7"), ids=str)
 def test_tf32(backend, sample):
     """Factors of 10 bits, as float16 has them; held to the same bounds."""
@@ -207,7 +215,7 @@ def test_one_kernel_for_the_sequence_or_many(library, backend, dtype, sample):
             assert launches == sum(row_tiles <= 2 * (blocks // across) for across in tiles)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", SMOOTH_VARIANTS)
 @pytest.mark.parametrize("asked", [(0,), (1,), (2,), (3,), (4,), (5,), (6,), (1, 3), (2, 5), (0, 6)], ids=str)
 def test_only_the_gradients_asked_for(backend, asked, variant):
     (sample,) = (s for s in samples("gate-bias") if s.variant == variant)

@@ -4,6 +4,9 @@ The formulas are written once more, without a thought for speed: six convolution
 time, backwards by turning the list of steps round, a short sample by cutting it.
 """
 
+from functools import partial
+from itertools import combinations
+
 import pytest
 import torch
 from torch.nn.functional import conv2d
@@ -29,6 +32,24 @@ def ballas(x, h, W, U, b_i, b_h, g):
     return (1 - z) * h + z * candidate
 
 
+def dgmr(x, h, W, U, b_i, b_h, g):
+    """The ConvGRU of Ravuri et al. 2021 (DGMR): convolutions of [x,h], a relu, and z and 1-z exchanged."""
+    xh = torch.cat([x, h], dim=1) if W[0] is not None else h
+    both = [torch.cat([w, u], dim=1) if w is not None else u for w, u in zip(W, U, strict=True)]
+    read, update, output = (
+        partial(conv, weight=w, bias=add(i, j)) for w, i, j in zip(both, b_i, b_h, strict=True)
+    )
+    read_gate = torch.sigmoid(read(xh) + g[0])
+    update_gate = torch.sigmoid(-update(xh) - g[1])
+    gated = torch.cat([x, read_gate * h], dim=1) if W[0] is not None else read_gate * h
+    c = torch.relu(output(gated) + g[2])
+    return update_gate * h + (1 - update_gate) * c
+
+
+def add(b, c):
+    return b if c is None else c if b is None else b + c
+
+
 def cudnn(x, h, W, U, b_i, b_h, g):
     """The equations in the documentation of torch.nn.GRU, with convolutions for products with matrices."""
     (W_ir, W_iz, W_in), (W_hr, W_hz, W_hn), (g_r, g_z, g_n) = W, U, g
@@ -38,7 +59,7 @@ def cudnn(x, h, W, U, b_i, b_h, g):
     return (1 - z) * n + z * h
 
 
-STEPS = {"gru-rcn": ballas, "cudnn": cudnn}
+STEPS = {"gru-rcn": ballas, "gru-rcn-relu": dgmr, "cudnn": cudnn}
 
 
 def conv(x, weight, bias):
@@ -71,7 +92,7 @@ def naive_conv_gru(input, hx, weight_ih, weight_hh, bias_ih, bias_hh, gate_bias,
     return torch.cat(samples, dim=1)
 
 
-@pytest.mark.parametrize("sample", list(sample_inputs()), ids=str)
+@pytest.mark.parametrize("sample", list(sample_inputs(variants=eager.VARIANTS)), ids=str)
 def test_eager_is_the_published_formula(sample):
     expected_output, expected_gradients = reference(sample, torch.float64)
     args = sample.arguments(torch.float64, requires_grad=True)
@@ -87,19 +108,18 @@ def test_eager_is_the_published_formula(sample):
     assert_gradients_close(gradients, expected_gradients)
 
 
-@pytest.mark.parametrize("sample", list(sample_inputs()), ids=str)
+@pytest.mark.parametrize("sample", list(sample_inputs(variants=eager.VARIANTS)), ids=str)
 def test_backward_by_hand_is_that_of_autograd(sample):
     _, expected = reference(sample, torch.float64)
     args = sample.arguments(torch.float64)
     assert_gradients_close(eager.conv_gru_backward(sample.grad_output(torch.float64), *args), expected)
 
 
-@pytest.mark.parametrize("variant", eager.VARIANTS)
-def test_variants_differ(variant):
+@pytest.mark.parametrize(("variant", "other"), list(combinations(eager.VARIANTS, 2)))
+def test_variants_differ(variant, other):
     """So that no test passes because a variant is ignored."""
-    sample = next(sample_inputs(lambda s: s.name == f"plain-{variant}"))
+    sample = next(sample_inputs(lambda s: s.name == f"plain-{variant}", eager.VARIANTS))
     args = sample.arguments(torch.float64)
-    other = {"gru-rcn": "cudnn", "cudnn": "gru-rcn"}[variant]
     difference = measure(eager.conv_gru(*args[:8], other, False), eager.conv_gru(*args))
     assert {"elementwise", "relative_l2", "cosine"} <= set(
         difference.exceeded(TOLERANCES[torch.bfloat16, "output"])

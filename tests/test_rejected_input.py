@@ -31,6 +31,7 @@ NEITHER = "input: expected a Tensor, or None together with gate_bias; got None f
 STATES = "hx: expected (L*D,N,K,H,W) = (1, 2, 5, 6, 7), got "
 GATES = "gate_bias: expected T=4, N=2, 15 channels and 6x7 or 1x1 pixels, got "
 DTYPE = "expected the weights' dtype torch.float32, got"
+EACH_VARIANT = "'gru-rcn', 'gru-rcn-relu', 'cudnn'"
 COUNT = "params: expected 4 tensors (4 for each of 1 layers and directions), got "
 
 # Arguments of ConvGRU(C, K).forward that differ from valid ones, by name.
@@ -295,12 +296,20 @@ CONSTRUCTOR = {
         "dropout: expected at least 0 and at most 1, got nan",
     ),
     "dropout-of-bool": (dict(dropout=True), TypeError, "dropout: expected a number, got bool"),
-    "variant": (dict(variant="gru"), ValueError, "variant: expected one of 'gru-rcn', 'cudnn', got 'gru'"),
-    "variant-none": (dict(variant=None), ValueError, "variant: expected one of 'gru-rcn', 'cudnn', got None"),
+    "variant": (
+        dict(variant="gru"),
+        ValueError,
+        f"variant: expected one of {EACH_VARIANT}, got 'gru'",
+    ),
+    "variant-none": (
+        dict(variant=None),
+        ValueError,
+        f"variant: expected one of {EACH_VARIANT}, got None",
+    ),
     "variant-list": (
         dict(variant=["cudnn"]),
         ValueError,
-        "variant: expected one of 'gru-rcn', 'cudnn', got ['cudnn']",
+        f"variant: expected one of {EACH_VARIANT}, got ['cudnn']",
     ),
 }
 

@@ -1,8 +1,9 @@
-"""Models of published packages, to fuse and to measure: torchvision's RAFT."""
+"""Models of published packages, to fuse and to measure: torchvision's RAFT, the ConvGRU of dgmr."""
 
 from __future__ import annotations
 
 import importlib.util
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -44,3 +45,27 @@ def raft(large: bool = True, seed: int = 0) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return (raft_large if large else raft_small)(weights=None).eval()
+
+
+def dgmr_conv_gru(input_channels: int, output_channels: int, seed: int = 0) -> nn.Module:
+    """The ConvGRU of the package dgmr, C = input_channels - output_channels, with seeded random weights, in
+    eval mode; forward(sequence of (N,C,H,W), state). Its file alone: the package imports much more.
+
+    Raises:
+        ModuleNotFoundError: dgmr is not installed.
+    """
+    package = importlib.util.find_spec("dgmr")
+    if package is None or not package.submodule_search_locations:
+        raise ModuleNotFoundError("dgmr is not installed: pip install --no-deps dgmr", name="dgmr")
+    name = "convgru_fused.bench._dgmr_conv_gru"
+    if name not in sys.modules:
+        file = Path(package.submodule_search_locations[0]) / "layers" / "ConvGRU.py"
+        spec = importlib.util.spec_from_file_location(name, file)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        sys.modules[name] = module
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        gru: nn.Module = sys.modules[name].ConvGRU(input_channels, output_channels)
+    return gru.eval()

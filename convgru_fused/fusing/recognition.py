@@ -25,6 +25,9 @@ from .layout import Layout
 
 RESET, UPDATE, CANDIDATE = "reset gate", "update gate", "candidate"
 
+# Variants that reset the state before the candidate's convolution, by the activation of the candidate.
+_VARIANTS = {"tanh": "gru-rcn", "relu": "gru-rcn-relu"}
+
 # Operators by the names of the modules that people know them by.
 _NAMES = {
     "native_group_norm": "GroupNorm",
@@ -105,7 +108,7 @@ class Gate:
 class Cell:
     """One step: what a ConvGRU needs to compute it."""
 
-    variant: str  # "gru-rcn" or "cudnn"
+    variant: str  # as in functional.conv_gru
     K: int
     state: Piece | None  # None: zero
     gates: tuple[Gate, Gate, Gate]  # reset, update, candidate
@@ -211,8 +214,9 @@ class _Reader:
         if self.h is not None and self.context.size(self.h.tensor) != self.size:
             raise NoCell("its state has another size than its result")
         n = candidate.single()
-        if not isinstance(n, Activation) or n.function != "tanh":
+        if not isinstance(n, Activation) or n.function not in _VARIANTS:
             raise NoCell(f"{self._described(candidate)} in the place of the candidate's tanh")
+        variant = _VARIANTS[n.function]
         factor = -1 if keeps else 1  # 1-sigmoid(a) = sigmoid(-a)
         r = self._reset_gate(n.argument)
         state = None if self.h is None else Piece(self.h.tensor, self.h.start, self.K)
@@ -225,9 +229,11 @@ class _Reader:
             if not self.at_end and not all(gate.hidden for gate in gates[1:]):
                 raise NoCell("no state")
             # Without a state the reset gate does nothing.
-            return Cell("gru-rcn", self.K, None, gates)
+            return Cell(variant, self.K, None, gates)
         powers = n.argument.by_powers(r)
         if set(powers) == {0, 1}:
+            if variant != "gru-rcn":
+                raise NoCell(f"a reset gate behind the convolution, and {self._name(n)} as candidate")
             # n = tanh(rest + r.(U*h + b)); that formula's z counts the state.
             rest = self._gate(CANDIDATE, powers[0], has_state=False)
             after = self._gate(f"{CANDIDATE}'s product with the reset gate", powers[1])
@@ -248,7 +254,7 @@ class _Reader:
             self._gate(UPDATE, z.argument.scaled(factor)),
             self._gate(CANDIDATE, n.argument, h - gated if inverted else gated),
         )
-        return Cell("gru-rcn", self.K, state, gates)
+        return Cell(variant, self.K, state, gates)
 
     def _reset_gate(self, argument: Poly) -> Activation | None:
         """The sigmoid that multiplies something in the argument of the candidate."""

@@ -98,9 +98,10 @@ struct ResetUpdate {
   T* rh;       // [rows][K] out
 };
 
-// "gru-rcn", second half: n = tanh(a_n + c), h' = (1-z).h + z.n.
+// "gru-rcn", second half: n = tanh(a_n + c) or relu(a_n + c), h' = (1-z).h + z.n.
 template <class T>
 struct Candidate {
+  bool relu;
   Valid valid;
   GateRows<T> a;       // in: r|z|a_n; out: r|z|n
   bool keep;           // n is wanted in a
@@ -125,10 +126,11 @@ struct CudnnStep {
   T* output;  // as in Candidate
 };
 
-// Gradient of Candidate: dh = carry + c + grad_output where valid; d_n = dh.z.(1-n^2), d_z =
-// dh.(n-h).z.(1-z), carry <- dh.(1-z). Where not valid: d = 0, carry <- carry + c.
+// Gradient of Candidate: dh = carry + c + grad_output where valid; d_n = dh.z.(1-n^2), or dh.z where n > 0,
+// d_z = dh.(n-h).z.(1-z), carry <- dh.(1-z). Where not valid: d = 0, carry <- carry + c.
 template <class T>
 struct CandidateBackward {
+  bool relu;
   int64_t K;
   Valid valid;
   const T* grad_output;  // [rows][K]

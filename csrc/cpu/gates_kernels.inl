@@ -205,7 +205,7 @@ void stand_still(int64_t count, const T* h, T* state, T* output) {
   for (int64_t k = 0; k < count; ++k) output[k] = T{};
 }
 
-template <class T, bool kJoined>
+template <class T, bool kJoined, bool kRelu>
 void candidate(
     const void* arguments, const int64_t* pixels, int64_t count, int64_t channel, int64_t channels,
     const acc_t<T>* c, int64_t stride) {
@@ -232,7 +232,7 @@ void candidate(
         sum = addends(sum, k, lanes);
       else
         sum = sum + candidate.load(k, lanes);
-      const auto value = tanh(sum);
+      const auto value = kRelu ? relu(sum) : tanh(sum);
       if (args.keep) candidate.store(k, value, lanes);
       if (!advance) return;
       const auto next = blend(h.load(k, lanes), value, z.load(k, lanes));
@@ -249,7 +249,8 @@ void candidate(
 
 template <class T>
 Epilogue<T> candidate_epilogue(const Candidate<T>& args) {
-  return {args.joined ? candidate<T, true> : candidate<T, false>, &args};
+  if (args.relu) return {args.joined ? candidate<T, true, true> : candidate<T, false, true>, &args};
+  return {args.joined ? candidate<T, true, false> : candidate<T, false, false>, &args};
 }
 
 // `some` channels from `hidden` on of one gate.
@@ -351,7 +352,7 @@ void candidate_backward(
     const Vec<A> z = load(z_row + k, lanes), n = load(n_row + k, lanes);
     const Vec<A> dh = load(grad + k, lanes) + load(carry + k, lanes) + load(c + k, lanes);
     store(d_z + k, dh * (n - load(h + k, lanes)) * sigmoid_derivative(z), lanes);
-    store(d_n + k, dh * z * tanh_derivative(n), lanes);
+    store(d_n + k, candidate_gradient(args.relu, dh * z, n), lanes);
     store(carry + k, dh * (1 - z), lanes);
   });
 }

@@ -16,7 +16,7 @@ namespace {
 
 constexpr size_t kMostBytes = size_t(256) << 20;
 constexpr size_t kLargeBytes = size_t(8) << 20;  // of packed weights that do not stay in the caches
-constexpr int64_t kCompareBytes = 64 << 10;      // of weights that a thread compares at a time
+constexpr int64_t kPieceBytes = 64 << 10;        // of weights that a thread compares or copies at a time
 
 // What a packed array was made from, apart from the values.
 template <class T>
@@ -48,7 +48,9 @@ struct Entry {
   Key<T> key;
   std::vector<char> values;  // a copy of the memory that the packed weights were made from
   Packed<T> packed;
-  size_t bytes;
+  int64_t size;  // of packed
+
+  size_t bytes() const { return values.size() + size * sizeof(acc_t<T>); }
 };
 
 std::mutex mutex;
@@ -58,20 +60,28 @@ std::list<Entry<T>>& entries() {                // most recently used first
   return *list;
 }
 
-template <class T>
-bool same_values(const WeightMemory<T> (&memory)[kMostSources], int count, const std::vector<char>& values) {
-  std::atomic<bool> same = true;
-  const char* kept = values.data();
+// Calls f(now, place, bytes) for all pieces of the weights' memory, of each the place in Entry::values.
+template <class T, class F>
+void for_pieces(const WeightMemory<T> (&memory)[kMostSources], int count, const F& f) {
+  int64_t place = 0;
   for (int p = 0; p < count; ++p) {
     const auto* now = reinterpret_cast<const char*>(memory[p].data);
     const int64_t bytes = memory[p].size * sizeof(T);
     torch::stable::parallel_for(
-        0, (bytes + kCompareBytes - 1) / kCompareBytes, 4, [&](int64_t begin, int64_t end) {
-          const int64_t first = begin * kCompareBytes, last = std::min(end * kCompareBytes, bytes);
-          if (same && memcmp(kept + first, now + first, last - first) != 0) same = false;
+        0, (bytes + kPieceBytes - 1) / kPieceBytes, 4, [&](int64_t begin, int64_t end) {
+          const int64_t first = begin * kPieceBytes, last = std::min(end * kPieceBytes, bytes);
+          f(now + first, place + first, last - first);
         });
-    kept += bytes;
+    place += bytes;
   }
+}
+
+template <class T>
+bool same_values(const WeightMemory<T> (&memory)[kMostSources], int count, const std::vector<char>& values) {
+  std::atomic<bool> same = true;
+  for_pieces(memory, count, [&](const char* now, int64_t place, int64_t bytes) {
+    if (same && memcmp(values.data() + place, now, bytes) != 0) same = false;
+  });
   return same;
 }
 
@@ -85,11 +95,28 @@ void pack(const ConvolutionKernels<T>& kernels, const Weights<T>& weights, int64
 
 template <class T>
 void copy_values(const WeightMemory<T> (&memory)[kMostSources], int count, std::vector<char>& values) {
-  values.clear();
-  for (int p = 0; p < count; ++p) {
-    const auto* now = reinterpret_cast<const char*>(memory[p].data);
-    values.insert(values.end(), now, now + memory[p].size * sizeof(T));
-  }
+  int64_t elements = 0;
+  for (int p = 0; p < count; ++p) elements += memory[p].size;
+  values.resize(elements * sizeof(T));
+  for_pieces(memory, count, [&](const char* now, int64_t place, int64_t bytes) {
+    memcpy(values.data() + place, now, bytes);
+  });
+}
+
+// Takes out the oldest entry of that size that nobody reads, if another one would be too many: where weights
+// are new tensors at every call, their memory stays the same. Else one without memory.
+template <class T>
+Entry<T> take_oldest(std::list<Entry<T>>& list, int64_t size) {
+  size_t bytes = size * sizeof(acc_t<T>);
+  for (const Entry<T>& entry : list) bytes += entry.bytes();
+  if (bytes > kMostBytes)
+    for (auto entry = list.rbegin(); entry != list.rend(); ++entry) {
+      if (entry->size != size || entry->packed.use_count() > 1) continue;
+      Entry<T> taken = std::move(*entry);
+      list.erase(std::next(entry).base());
+      return taken;
+    }
+  return {};
 }
 
 }  // namespace
@@ -100,13 +127,15 @@ std::shared_ptr<const acc_t<T>[]> packed_weights(
     const WeightMemory<T> (&memory)[kMostSources]) {
   const int64_t taps = kernels.scheme.direct() ? weights.kernel_h * weights.kernel_w : 1;
   const int64_t size = kernels.packed_size(taps * weights.in, weights.out);
-  Entry<T> entry{make_key(kernels, weights), {}, nullptr, 0};
+  Key<T> key = make_key(kernels, weights);
 
   const std::lock_guard<std::mutex> lock(mutex);
   std::list<Entry<T>>& list = entries<T>();
-  const auto found =
-      std::find_if(list.begin(), list.end(), [&](const Entry<T>& e) { return e.key == entry.key; });
-  if (found != list.end()) {
+  const auto found = std::find_if(list.begin(), list.end(), [&](const Entry<T>& e) { return e.key == key; });
+  Entry<T> entry;
+  if (found == list.end()) {
+    entry = take_oldest(list, size);
+  } else {
     if (same_values(memory, weights.count, found->values)) {
       list.splice(list.begin(), list, found);
       return found->packed;
@@ -114,19 +143,20 @@ std::shared_ptr<const acc_t<T>[]> packed_weights(
     entry = std::move(*found);
     list.erase(found);
   }
-  // New values for the same weight go where the old ones were, unless another call is reading those.
+  // New values go where the old ones were, unless another call is reading those.
   if (entry.packed == nullptr || entry.packed.use_count() > 1)
     entry.packed = Packed<T>(static_cast<acc_t<T>*>(allocate(size * sizeof(acc_t<T>))), deallocate);
   std::atomic_thread_fence(std::memory_order_acquire);  // after the reads of the call that let go of them
   pack(kernels, weights, size, entry.packed.get());
   copy_values(memory, weights.count, entry.values);
-  entry.bytes = entry.values.size() + size * sizeof(acc_t<T>);
+  entry.key = std::move(key);
+  entry.size = size;
 
   const Packed<T> packed = entry.packed;
   list.push_front(std::move(entry));
   size_t bytes = 0;
   for (auto it = list.begin(); it != list.end();) {
-    bytes += it->bytes;
+    bytes += it->bytes();
     it = bytes > kMostBytes ? list.erase(it) : std::next(it);
   }
   return packed;

@@ -58,7 +58,7 @@ class Recomputation {
     const ResetUpdate<T> reset_update{a, true, false, {}, chunk.previous, scratch_.get()};
     const int reset =
         schedule.add(first_->stage(images, h, kernels.gates.reset_update(reset_update)), {{outside, 0}});
-    const Candidate<T> candidate{valid, a, true, false, {}, chunk.previous, nullptr, nullptr};
+    const Candidate<T> candidate{p_.relu, valid, a, true, false, {}, chunk.previous, nullptr, nullptr};
     schedule.add(
         second_->stage(images, one_source<T>(scratch_.get(), K, K), kernels.gates.candidate(candidate)),
         {{reset, halo_}});
@@ -154,7 +154,7 @@ class Carry {
     T* d = chunk.d + row * width_;
     const T *gates = chunk.gates + row * width_, *h = chunk.previous + row * K;
     steps.candidates.push_back(
-        {K, p_.valid(p_.time(i)), chunk.grad_output + row * K, gates, h, carry_.get(), d});
+        {p_.relu, K, p_.valid(p_.time(i)), chunk.grad_output + row * K, gates, h, carry_.get(), d});
     begin_step(steps, i, kernels_.gates.candidate_backward(steps.candidates.back()));
     steps.reset_updates.push_back(
         {K, gates, h, carry_.get(), d, chunk.rh == nullptr ? nullptr : chunk.rh + row * K});

@@ -247,7 +247,7 @@ std::tuple<Tensor, Tensor> forward(const Arguments& arguments, const Problem& p,
     const Epilogue<T> first = kernels.gates.reset_update(reset_updates.back());
     const int reset_stage = schedule.add(convolve(i, U_rz, first_images, 2 * p.K, first), std::move(after));
     candidates.push_back(
-        {p.valid(t), a_t, save_gates, joined, addends, h, states.state(i), states.output(i)});
+        {p.relu, p.valid(t), a_t, save_gates, joined, addends, h, states.state(i), states.output(i)});
     const Epilogue<T> second = kernels.gates.candidate(candidates.back());
     return schedule.add(
         convolve(i, U_n, second_images, p.K, second), {{reset_stage, halo}, {output_stage, 0}});

@@ -315,6 +315,11 @@ struct Lanes<cpu::CONVGRU_ISA::Group<V, n>> {
   }
 };
 
+template <class V, int n>
+CONVGRU_HOST_DEVICE cpu::CONVGRU_ISA::Group<V, n> relu(cpu::CONVGRU_ISA::Group<V, n> x) {
+  return cpu::CONVGRU_ISA::Group<V, n>::each([&](int i) { return relu(x.v[i]); });
+}
+
 template <>
 inline cpu::CONVGRU_ISA::Group<cpu::CONVGRU_ISA::DoubleVec, 1> sigmoid(
     cpu::CONVGRU_ISA::Group<cpu::CONVGRU_ISA::DoubleVec, 1> x) {

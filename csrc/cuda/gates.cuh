@@ -63,7 +63,7 @@ CONVGRU_DEVICE void apply(const Candidate<T>& args, int64_t row, int channel, co
   T* gates = args.a + row * 3 * args.K + channel;
   A sum = c + addends_of(args.addends, row, 2 * args.K + channel);
   if (args.read) sum += widen(gates[2 * args.K]);
-  const A n = tanh(sum);
+  const A n = args.relu ? relu(sum) : tanh(sum);
   if (args.keep) gates[2 * args.K] = narrow<T>(n);
   if (args.state == nullptr) return;
   const int64_t i = row * args.K + channel;
@@ -116,7 +116,7 @@ CONVGRU_DEVICE void apply(const CandidateBackward<T>& args, int64_t row, int cha
   const A z = widen(gates[args.K]), n = widen(gates[2 * args.K]);
   const A dh = widen(args.grad_output[i]) + widen(args.carry[i]) + c;
   d[args.K] = narrow<T>(dh * (n - widen(args.h[i])) * sigmoid_derivative(z));
-  d[2 * args.K] = narrow<T>(dh * z * tanh_derivative(n));
+  d[2 * args.K] = narrow<T>(candidate_gradient(args.relu, dh * z, n));
   args.carry[i] = narrow<T>(dh * (1 - z));
 }
 

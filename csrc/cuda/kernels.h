@@ -143,9 +143,10 @@ struct ResetUpdate {
   T* rh;       // [rows][K] out
 };
 
-// "gru-rcn", second half: n = tanh(W_n*x + c + addends), h' = (1-z).h + z.n.
+// "gru-rcn", second half: n = tanh(W_n*x + c + addends) or relu(...), h' = (1-z).h + z.n.
 template <class T>
 struct Candidate {
+  bool relu;
   int K;
   Addends<T> addends;
   T* a;       // [rows][3K] in: r|z|W_n*x; out: with keep n
@@ -172,10 +173,11 @@ struct CudnnStep {
   T* output;
 };
 
-// Gradient of Candidate: dh = carry + c + grad_output where valid; d_n = dh.z.(1-n^2), d_z =
-// dh.(n-h).z.(1-z), carry <- dh.(1-z). Where not valid: d = 0, carry <- carry + c.
+// Gradient of Candidate: dh = carry + c + grad_output where valid; d_n = dh.z.(1-n^2), or dh.z where n > 0,
+// d_z = dh.(n-h).z.(1-z), carry <- dh.(1-z). Where not valid: d = 0, carry <- carry + c.
 template <class T>
 struct CandidateBackward {
+  bool relu;
   int K;
   Valid valid;
   const T* grad_output;  // [rows][K]

@@ -53,7 +53,8 @@ Tensor run_backwards(const Call& call, const Buffers<T>& buffers, bool wants_hx)
   const GruRcnBackward<T> sequence{
       steps,
       {U_rz.of(p.N, {d_from(0, 2 * K)}), U_n.of(p.N, {d_from(2 * K, K)})},
-      {k, call.valid(0), buffers.grad_output, buffers.gates, buffers.previous, data<T>(carry), buffers.d},
+      {p.relu, k, call.valid(0), buffers.grad_output, buffers.gates, buffers.previous, data<T>(carry),
+       buffers.d},
       {k, buffers.gates, buffers.previous, data<T>(carry), buffers.d, buffers.rh},
       data<unsigned>(meet)};
   run(sequence, call.stream);

@@ -114,7 +114,7 @@ std::tuple<Tensor, Tensor> forward(const Call& call, bool save_gates) {
       states.steps(p, outputs, all_a ? p.rows() * 3 * K : 0, 0, outside.maps_step()),
       {U_rz.of(p.N, sources), U_n.of(p.N, {source(data<const T>(rh), K, K)})},
       {k, outside.addends(), data<T>(a), has_a, save_gates, nullptr, data<T>(rh)},
-      {k, outside.addends(), data<T>(a), has_a || joined, save_gates, call.valid(0), nullptr, nullptr,
+      {p.relu, k, outside.addends(), data<T>(a), has_a || joined, save_gates, call.valid(0), nullptr, nullptr,
        nullptr},
       data<unsigned>(meet)};
   run(sequence, call.stream);
@@ -146,8 +146,8 @@ Tensor recomputed_gates(const Call& call, const Tensor& previous) {
   const PackedConvolution<T> U_n(call, {rows_of<T>(weight_hh, 2 * K, K)}, K, K);
   const ResetUpdate<T> reset_update{K, outside.addends(), data<T>(gates), a.has_value(), true,
                                     h, data<T>(rh)};
-  const Candidate<T> candidate{K, outside.addends(), data<T>(gates), a.has_value(), true, valid,
-                               h, nullptr,           nullptr};
+  const Candidate<T> candidate{p.relu, K, outside.addends(), data<T>(gates), a.has_value(), true,
+                               valid,  h, nullptr,           nullptr};
   U_rz.run(images, {source(h, K, K)}, reset_update);
   U_n.run(images, {source(data<const T>(rh), K, K)}, candidate);
   return gates;

@@ -58,6 +58,22 @@ def case(table: dict[str, Callable[[], Case]], *arguments: Callable[[], object])
 # Separate convolutions on the concatenation.
 
 
+@case(CELLS, x, h)
+class ReluCandidate(nn.Module):
+    """A candidate of ReLU, and a gate that keeps the state."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read, self.update, self.output = (conv(C + K, K) for _ in range(3))
+
+    def forward(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        both = torch.cat([x, state], dim=1)
+        read, update = self.read(both).sigmoid(), self.update(both).sigmoid()
+        new = self.output(torch.cat([x, read * state], dim=1)).relu()
+        state = update * state + (1.0 - update) * new
+        return state, state
+
+
 @case(CELLS, h, x)
 class RaftOrder(nn.Module):
     """Three convolutions on [h,x]; arguments (h, x)."""
@@ -710,6 +726,17 @@ class ResetTwice(Almost):
 class LeakyCandidate(Almost):
     def candidate(self, a: Tensor) -> Tensor:
         return F.leaky_relu(a, 0.2)
+
+
+@case(OTHERS, h, x)
+class ReluBehindReset(Almost):
+    """A ReLU where the reset gate comes after the convolution."""
+
+    def forward(self, h: Tensor, x: Tensor) -> Tensor:
+        z, r = (c(torch.cat([h, x], 1)).sigmoid() for c in (self.to_z, self.to_r))
+        zeros = torch.zeros_like
+        n = F.relu(self.to_n(torch.cat([zeros(h), x], 1)) + r * self.to_n(torch.cat([h, zeros(x)], 1)))
+        return (1 - z) * h + z * n
 
 
 @case(OTHERS, h, x)

@@ -1,16 +1,14 @@
 """Models as their packages ship them."""
 
 import copy
-import importlib.util
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 import convgru_fused
 from convgru_fused import fuse
-from convgru_fused.bench.published import raft
+from convgru_fused.bench.published import dgmr_conv_gru, raft
+from convgru_fused.testing import assert_close_to_reference, assert_gradients_close
 
 CELLS = {
     True: ["update_block.recurrent_block.convgru1", "update_block.recurrent_block.convgru2"],
@@ -79,23 +77,26 @@ def test_raft_after_a_training_step():
     assert [r.path for r in fuse(model, pair).replaced] == CELLS[True]
 
 
-def dgmr():
-    """The module of dgmr's ConvGRU, without its package, which imports much more."""
-    folder = Path(importlib.util.find_spec("dgmr").submodule_search_locations[0])
-    spec = importlib.util.spec_from_file_location("dgmr_conv_gru", folder / "layers" / "ConvGRU.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+def gradients(module, result, grad):
+    parameters = dict(module.named_parameters())
+    return dict(zip(parameters, torch.autograd.grad(result, [*parameters.values()], grad), strict=True))
 
 
-def test_dgmr_is_left_alone_for_its_relu():
-    gru = dgmr().ConvGRU(12, 8)
-    x, h = torch.randn(4, 2, 4, 6, 6), torch.randn(2, 8, 6, 6)
-    expected = copy.deepcopy(gru)(x, h)
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+def test_dgmr(training):
+    """Spectral norm, which changes its estimates at every step of training, and a candidate of ReLU."""
+    gru = dgmr_conv_gru(12, 8).double().train(training)
+    original = copy.deepcopy(gru)
+    x, h = torch.randn(4, 2, 4, 6, 6).double(), torch.randn(2, 8, 6, 6).double()
     report = fuse(gru, (x, h))
-    assert not report.replaced
-    (record,) = report.skipped
-    assert (record.path, record.class_name) == ("cell", "ConvGRUCell")
-    assert record.reason == "ReLU in the place of the candidate's tanh"
-    assert torch.equal(gru(x, h), expected)
+    cell, *loop = sorted(report.replaced, key=lambda record: record.path, reverse=True)
+    assert (cell.path, cell.recognised) == ("cell", "gru-rcn-relu, 4->8, 3x3")
+    assert [r.recognised for r in loop] == ([] if training else ["sequence of gru-rcn-relu, 4->8, 3x3"])
+    assert not report.skipped
+    for _ in range(2):
+        expected, output = original(x, h), gru(x, h)
+        assert_close_to_reference(output, expected)
+        grad = torch.randn_like(output)
+        assert_gradients_close(gradients(gru, output, grad), gradients(original, expected, grad))
+    for name, buffer in original.state_dict().items():
+        assert_close_to_reference(gru.state_dict()[name], buffer, name)

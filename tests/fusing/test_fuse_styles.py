@@ -93,6 +93,7 @@ REASONS = {
     "SignOfState": "no state that a sigmoid gate blends with something",
     "SignOfReset": "candidate: a convolution of a formula of sigmoid, the state",
     "LeakyCandidate": "LeakyReLU(0.2) in the place of the candidate's tanh",
+    "ReluBehindReset": "a reset gate behind the convolution, and ReLU as candidate",
     "NormInGates": "reset gate: no convolution of the state, but GroupNorm",
     "NormInCandidate": "candidate: no convolution of the state, but BatchNorm",
     "DilatedState": "reset gate: a convolution with dilation (2, 2)",

@@ -40,6 +40,14 @@ def test_output_and_gradients(dtype, sample, save_gates):
     assert_gradients_close(gradients, expected_gradients)
 
 
+@pytest.mark.parametrize("sample", list(sample_inputs(variants=["gru-rcn-relu"])), ids=str)
+def test_relu(sample):
+    expected_output, expected_gradients = reference(sample, torch.float64)
+    output, gradients = run("cuda", sample, torch.float64, "cuda")
+    assert_close_to_reference(output, expected_output)
+    assert_gradients_close(gradients, expected_gradients)
+
+
 @pytest.mark.parametrize("sample", list(sample_inputs()), ids=str)
 def test_tf32(sample):
     torch.backends.cudnn.conv.fp32_precision = "tf32"
