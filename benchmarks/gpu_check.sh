@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Everything that only a GPU can show, in stages; each stage alone by its name. Small files in $OUT.
-#   benchmarks/gpu_check.sh [build] [test] [sanitize] [bench] [profile]      no stage: all of them
+#   benchmarks/gpu_check.sh [build] [test] [sanitize] [bench] [tune] [profile]      no stage: all of them
 # Needs Python with a CUDA build of torch >= 2.11, nvcc, a GPU; no network, nothing installed.
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -19,15 +19,21 @@ sanitize() {
   local tool failed=0
   for tool in memcheck racecheck synccheck; do
     echo "$tool:"
-    compute-sanitizer --tool $tool --error-exitcode 1 --kernel-name regex:convgru \
+    compute-sanitizer --tool $tool --error-exitcode 1 --kernel-name regex:"convgru|_kernel" \
       $PYTHON -m pytest -q -p no:cacheprovider "${SMALL[@]}" | tail -3
     [[ ${PIPESTATUS[0]} == 0 ]] || failed=1
   done
   return $failed
 }
+# The Triton backend once more with tiles that are measured first; the tiles are left for convgru_fused/triton/tiles.py.
+tune() {
+  CONVGRU_FUSED_AUTOTUNE=1 CONVGRU_FUSED_CACHE="$OUT" $PYTHON -m convgru_fused bench --device cuda \
+    --dtype bfloat16 --rows gru_rcn_pool2,gru_rcn_pool3,gru_rcn_pool4,gru_rcn_stream --video none \
+    --backend triton --peers tuned --json "$OUT/bfloat16-tuned.json"
+}
 bench() {
   $PYTHON -m convgru_fused bench --device cuda --dtype bfloat16 --suite full --video none \
-    --backend cuda --json "$OUT/bfloat16.json" --plots "$OUT/plots"
+    --backend cuda,triton --json "$OUT/bfloat16.json" --plots "$OUT/plots"
 }
 profile() {
   ncu --set basic --kernel-name regex:convolve_kernel --launch-count 4 --csv \
@@ -36,12 +42,12 @@ profile() {
 }
 
 status=0
-for stage in "${@:-build test sanitize bench profile}"; do
+for stage in "${@:-build test sanitize bench tune profile}"; do
   for name in $stage; do
     start=$SECONDS
     case $name in
       test) run_tests ;;
-      build | sanitize | bench | profile) $name ;;
+      build | sanitize | bench | tune | profile) $name ;;
       *) echo "unknown stage $name" >&2; exit 2 ;;
     esac >"$OUT/$name.log" 2>&1
     code=$?

@@ -71,6 +71,13 @@ def _native_refused(device_type: str, dtypes: tuple[torch.dtype, ...], problem: 
 
 _NATIVE_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
+
+def _triton_refused(problem: Problem) -> list[str]:
+    # bfloat16 arithmetic in Triton's interpreter is wrong.
+    dtypes = (torch.float32, torch.float16, *(() if ops.triton_interprets() else (torch.bfloat16,)))
+    return _native_refused("cpu" if ops.triton_interprets() else "cuda", dtypes, problem)
+
+
 BACKENDS: dict[str, Backend] = {
     backend.name: backend
     for backend in (
@@ -79,14 +86,14 @@ BACKENDS: dict[str, Backend] = {
             description="native C++, one operator for a whole sequence",
             missing=lambda: ops.missing_reason,
             refused=lambda problem: _native_refused("cpu", _NATIVE_DTYPES, problem),
-            conv_gru=ops.conv_gru,
+            conv_gru=ops.NATIVE.conv_gru,
         ),
         Backend(
             name="cuda",
             description="native C++ and CUDA, one operator for a whole sequence",
             missing=lambda: ops.missing_on("CUDA"),
             refused=lambda problem: _native_refused("cuda", _NATIVE_DTYPES, problem),
-            conv_gru=ops.conv_gru,
+            conv_gru=ops.NATIVE.conv_gru,
         ),
         Backend(
             name="eager",
@@ -95,9 +102,17 @@ BACKENDS: dict[str, Backend] = {
             refused=lambda problem: [],
             conv_gru=_eager_conv_gru,
         ),
+        # Behind the one that can run everything, so on request only: its kernels were never timed on a GPU.
+        Backend(
+            name="triton",
+            description="Triton kernels, one operator for a whole sequence; on request",
+            missing=ops.triton_missing,
+            refused=_triton_refused,
+            conv_gru=ops.TRITON.conv_gru,
+        ),
     )
 }
-"""Every backend, fastest first."""
+"""Every backend, in the order in which they are tried."""
 
 
 class _Selection:
@@ -120,7 +135,7 @@ def use_backend(name: str) -> Iterator[None]:
     """Run everything inside the `with` block on one backend; there is no silent fallback from it.
 
     Args:
-        name: "eager", "cpu" or "cuda"; see `backends()`.
+        name: "eager", "cpu", "cuda" or "triton"; see `backends()`.
 
     Raises:
         ValueError: `name` is not a backend, or this installation lacks it. A problem that it cannot run

@@ -1,17 +1,21 @@
-"""The native operators and the four rules that follow each of them: fake, autograd, autocast, vmap.
+"""The operators and the four rules that follow each of them: fake, autograd, autocast, vmap.
 
     convgru_fused::conv_gru            a layer over a whole sequence -> its states, and the gates kept for the
                                        backward pass
     convgru_fused::conv_gru_backward   its gradient
+    convgru_fused::triton_conv_gru, convgru_fused::triton_conv_gru_backward   the same by Triton
 
-Their schemas are in csrc/schemas.h, the implementations in csrc/<dispatch key>/. Where the library is not
-built this module imports all the same and `missing_reason` says why.
+The schemas of the first two are in csrc/schemas.h, the implementations in csrc/<dispatch key>/. Where the
+library is not built this module imports all the same and `missing_reason` says why. The others are
+implemented in convgru_fused/triton, which is imported when one of them is called.
 """
 
 from __future__ import annotations
 
+import importlib.util
+import os
 from collections.abc import Sequence
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -47,28 +51,6 @@ def missing_on(dispatch_key: str) -> str:
     if torch._C._dispatch_has_kernel_for_dispatch_key("convgru_fused::conv_gru", dispatch_key):
         return ""
     return f"the compiled extension has no kernels for {dispatch_key}; CONVGRU_FUSED_CUDA=1 builds them"
-
-
-def conv_gru(
-    input: Tensor | None,
-    hx: Tensor | None,
-    weight_ih: Tensor | None,
-    weight_hh: Tensor,
-    bias_ih: Tensor | None,
-    bias_hh: Tensor | None,
-    gate_bias: Tensor | None,
-    lengths: Tensor | None,
-    variant: str,
-    reverse: bool,
-    *,
-    save_gates: bool,
-) -> Tensor:
-    """`eager.conv_gru` as one native operator. save_gates keeps r, z, n for the backward pass, which
-    otherwise computes them again from the states."""
-    tensors = (input, hx, weight_ih, weight_hh, bias_ih, bias_hh, gate_bias, lengths)
-    fast = numerics.allows_fast(weight_hh.device.type)
-    output, _ = _call_forward(*tensors, variant, reverse, fast, save_gates)
-    return output
 
 
 # Fake: shapes and strides without data.
@@ -145,14 +127,16 @@ def _conv_gru_setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Ten
     ctx.set_materialize_grads(False)
 
 
-def _conv_gru_autograd(ctx: Any, grad_output: Tensor | None, _grad_gates: None) -> tuple[Tensor | None, ...]:
+def _conv_gru_autograd(
+    operators: Operators, ctx: Any, grad_output: Tensor | None, _grad_gates: None
+) -> tuple[Tensor | None, ...]:
     saved = ctx.saved_tensors  # once: a checkpoint recomputes them for the first to ask
     # For every tensor but states and gates, and for variant, reverse, fast, save_gates.
     nothing = (None,) * (len(saved) - 2 + 4)
     if grad_output is None:
         return nothing
     mask = list(ctx.needs_input_grad[:NUM_DIFFERENTIABLE])
-    gradients = _call_backward(grad_output, *saved, *ctx.options, mask)
+    gradients = operators.call_backward(grad_output, *saved, *ctx.options, mask)
     needed = tuple(gradient if keep else None for gradient, keep in zip(gradients, mask, strict=True))
     return needed + nothing[NUM_DIFFERENTIABLE:]
 
@@ -199,53 +183,9 @@ def _conv_gru_backward_autograd(ctx: Any, *grads: Tensor | None) -> tuple[Tensor
     )  # lengths, states, gates, variant, reverse, fast, mask
 
 
-# torch.func: its transforms do not see rules that are registered with the dispatcher, so they get the same
-# ones as autograd functions.
-
-
-class _Forward(torch.autograd.Function):
-    @staticmethod
-    def forward(*args: Any) -> tuple[Tensor, Tensor]:
-        return torch.ops.convgru_fused.conv_gru(*args)
-
-    setup_context = staticmethod(_conv_gru_setup_context)
-    backward = staticmethod(_conv_gru_autograd)
-
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, *args: Any) -> tuple[Any, Any]:
-        return _conv_gru_vmap(info, in_dims, *args)
-
-
-class _Backward(torch.autograd.Function):
-    @staticmethod
-    def forward(*args: Any) -> tuple[Tensor, ...]:
-        return torch.ops.convgru_fused.conv_gru_backward(*args)
-
-    setup_context = staticmethod(_conv_gru_backward_setup_context)
-    backward = staticmethod(_conv_gru_backward_autograd)
-
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, *args: Any) -> tuple[Any, Any]:
-        return _conv_gru_backward_vmap(info, in_dims, *args)
-
-
 def under_transform() -> bool:
     """Whether a transform of torch.func is under way; torch.compile has its own way with them."""
     return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
-
-
-def _call_forward(*args: Any) -> tuple[Tensor, Tensor]:
-    if under_transform():
-        return _Forward.apply(*args)
-    operator = torch.ops.convgru_fused.conv_gru.default
-    if torch.compiler.is_compiling() or torch.is_grad_enabled() or torch.is_inference_mode_enabled():
-        return operator(*args)
-    with torch._C._AutoDispatchBelowAutograd():  # whose rule is in Python, and takes its time to do nothing
-        return operator(*args)
-
-
-def _call_backward(*args: Any) -> tuple[Tensor, ...]:
-    return _Backward.apply(*args) if under_transform() else torch.ops.convgru_fused.conv_gru_backward(*args)
 
 
 # Autocast: compute in autocast's dtype. conv_gru_backward needs no rule: it runs in the dtypes that the
@@ -273,9 +213,9 @@ def autocast(args: Sequence[Any], device_type: str) -> tuple[Any, ...]:
     )
 
 
-def _conv_gru_autocast(device_type: str, *args: Any) -> tuple[Tensor, Tensor]:
+def _conv_gru_autocast(operators: Operators, device_type: str, *args: Any) -> tuple[Tensor, Tensor]:
     with torch.autocast(device_type, enabled=False):
-        return torch.ops.convgru_fused.conv_gru(*autocast(args, device_type))
+        return operators.forward(*autocast(args, device_type))
 
 
 # vmap: a mapped axis becomes part of N, unless parameters are mapped or their gradients are asked for; then,
@@ -309,45 +249,194 @@ def _dims(in_dims: Any) -> tuple[int | None, ...]:
     return tuple(dim if isinstance(dim, int) else None for dim in in_dims)
 
 
-def _conv_gru_vmap(info: Any, in_dims: Any, *args: Any) -> tuple[Any, Any]:
+def _conv_gru_vmap(operators: Operators, info: Any, in_dims: Any, *args: Any) -> tuple[Any, Any]:
     in_dims = _dims(in_dims)
     if any(dim is not None for dim, axis in zip(in_dims, _BATCH_AXIS, strict=False) if axis is None):
-        return _loop(_call_forward, info, in_dims, args)
+        return _loop(operators.call_forward, info, in_dims, args)
     tensors, options = args[: len(_BATCH_AXIS)], args[len(_BATCH_AXIS) :]
     save_gates = options[-1]
     folded = [
         arg if axis is None else _fold(arg, dim, axis, info.batch_size)
         for arg, dim, axis in zip(tensors, in_dims[: len(_BATCH_AXIS)], _BATCH_AXIS, strict=True)
     ]
-    output, gates = _call_forward(*folded, *options)
+    output, gates = operators.call_forward(*folded, *options)
     output = output.unflatten(1, (info.batch_size, -1))
     if not save_gates:
         return (output, gates), (1, None)
     return (output, gates.unflatten(1, (info.batch_size, -1))), (1, 1)
 
 
-def _conv_gru_backward_vmap(info: Any, in_dims: Any, *args: Any) -> tuple[Any, Any]:
+def _conv_gru_backward_vmap(operators: Operators, info: Any, in_dims: Any, *args: Any) -> tuple[Any, Any]:
     # Every use that matters (per-sample gradients) asks for parameter gradients, which a fold would sum over
     # the map.
-    return _loop(_call_backward, info, _dims(in_dims), args)
+    return _loop(operators.call_backward, info, _dims(in_dims), args)
+
+
+class Operators:
+    """conv_gru and conv_gru_backward of one implementation."""
+
+    def __init__(self, name: str) -> None:
+        """name: of conv_gru, with the dispatcher."""
+        self.name = f"convgru_fused::{name}"
+
+    @cached_property
+    def forward(self) -> Any:
+        return getattr(torch.ops.convgru_fused, self.name.split("::")[1]).default
+
+    @cached_property
+    def backward(self) -> Any:
+        return getattr(torch.ops.convgru_fused, f"{self.name.split('::')[1]}_backward").default
+
+    def conv_gru(
+        self,
+        input: Tensor | None,
+        hx: Tensor | None,
+        weight_ih: Tensor | None,
+        weight_hh: Tensor,
+        bias_ih: Tensor | None,
+        bias_hh: Tensor | None,
+        gate_bias: Tensor | None,
+        lengths: Tensor | None,
+        variant: str,
+        reverse: bool,
+        *,
+        save_gates: bool,
+    ) -> Tensor:
+        """`eager.conv_gru` as one operator. save_gates keeps r, z, n for the backward pass, which otherwise
+        computes them again from the states."""
+        tensors = (input, hx, weight_ih, weight_hh, bias_ih, bias_hh, gate_bias, lengths)
+        fast = numerics.allows_fast(weight_hh.device.type)
+        output, _ = self.call_forward(*tensors, variant, reverse, fast, save_gates)
+        return output
+
+    def call_forward(self, *args: Any) -> tuple[Tensor, Tensor]:
+        if under_transform():
+            return self._functions[0].apply(*args)
+        operator = self.forward
+        if torch.compiler.is_compiling() or torch.is_grad_enabled() or torch.is_inference_mode_enabled():
+            return operator(*args)
+        with (
+            torch._C._AutoDispatchBelowAutograd()
+        ):  # whose rule is in Python, and takes its time to do nothing
+            return operator(*args)
+
+    def call_backward(self, *args: Any) -> tuple[Tensor, ...]:
+        return self._functions[1].apply(*args) if under_transform() else self.backward(*args)
+
+    @cached_property
+    def _functions(self) -> tuple[Any, Any]:
+        """For torch.func: its transforms do not see rules that are registered with the dispatcher, so they
+        get the same ones as autograd functions."""
+        operators = self
+
+        class Forward(torch.autograd.Function):
+            @staticmethod
+            def forward(*args: Any) -> tuple[Tensor, Tensor]:
+                return operators.forward(*args)
+
+            setup_context = staticmethod(_conv_gru_setup_context)
+
+            @staticmethod
+            def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+                return _conv_gru_autograd(operators, ctx, *grads)
+
+            @staticmethod
+            def vmap(info: Any, in_dims: Any, *args: Any) -> tuple[Any, Any]:
+                return _conv_gru_vmap(operators, info, in_dims, *args)
+
+        class Backward(torch.autograd.Function):
+            @staticmethod
+            def forward(*args: Any) -> tuple[Tensor, ...]:
+                return operators.backward(*args)
+
+            setup_context = staticmethod(_conv_gru_backward_setup_context)
+            backward = staticmethod(_conv_gru_backward_autograd)
+
+            @staticmethod
+            def vmap(info: Any, in_dims: Any, *args: Any) -> tuple[Any, Any]:
+                return _conv_gru_backward_vmap(operators, info, in_dims, *args)
+
+        return Forward, Backward
+
+    def register(self, library: torch.library.Library) -> None:
+        """The rules of both operators, which are defined."""
+        forward, backward = self.name, f"{self.name}_backward"
+        torch.library.register_fake(forward, _conv_gru_fake, lib=library)
+        torch.library.register_fake(backward, _conv_gru_backward_fake, lib=library)
+        torch.library.register_autograd(
+            forward, partial(_conv_gru_autograd, self), setup_context=_conv_gru_setup_context, lib=library
+        )
+        torch.library.register_autograd(
+            backward,
+            _conv_gru_backward_autograd,
+            setup_context=_conv_gru_backward_setup_context,
+            lib=library,
+        )
+        torch.library.register_vmap(forward, partial(_conv_gru_vmap, self), lib=library)
+        torch.library.register_vmap(backward, partial(_conv_gru_backward_vmap, self), lib=library)
+        for device_type in ("cpu", "cuda"):
+            rule = partial(_conv_gru_autocast, self, device_type)
+            library.impl(forward, rule, f"Autocast{device_type.upper()}")
+
+
+NATIVE, TRITON = Operators("conv_gru"), Operators("triton_conv_gru")
+
+# csrc/schemas.h, without the names.
+_ARGUMENTS = (
+    "Tensor? input, Tensor? hx, Tensor? weight_ih, Tensor weight_hh, Tensor? bias_ih, Tensor? bias_hh, "
+    "Tensor? gate_bias, Tensor? lengths"
+)
+FORWARD_SCHEMA = f"({_ARGUMENTS}, str variant, bool reverse, bool fast, bool save_gates) -> (Tensor, Tensor)"
+BACKWARD_SCHEMA = (
+    f"(Tensor grad_output, {_ARGUMENTS}, Tensor output, Tensor gates, str variant, bool reverse, bool fast, "
+    f"bool[] output_mask) -> ({', '.join(['Tensor'] * NUM_DIFFERENTIABLE)})"
+)
+
+
+def triton_interprets() -> bool:
+    """Whether Triton's kernels are run by its interpreter, on CPU tensors."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def triton_missing() -> str:
+    """Why the operators by Triton cannot run in this installation, or ""."""
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    if not triton_interprets() and not torch.cuda.is_available():
+        return "triton needs a GPU"
+    return ""
+
+
+def _triton_conv_gru(*args: Any) -> tuple[Tensor, Tensor]:
+    from .triton import forward
+    from .triton.problem import Problem
+
+    *problem, save_gates = args
+    return forward.conv_gru(Problem(*problem), save_gates)
+
+
+def _triton_conv_gru_backward(grad_output: Tensor, *args: Any) -> tuple[Tensor, ...]:
+    from .triton import backward
+    from .triton.problem import Problem
+
+    *tensors, output, gates, variant, reverse, fast, mask = args
+    options: Any = (variant, reverse, fast)
+    problem = Problem(*tensors, *options)
+    gradients = backward.conv_gru_backward(problem, grad_output, output, gates, mask)
+    return tuple(grad_output.new_empty(0) if gradient is None else gradient for gradient in gradients)
 
 
 def _register() -> torch.library.Library:
-    forward, backward = "convgru_fused::conv_gru", "convgru_fused::conv_gru_backward"
-    torch.library.register_fake(forward, _conv_gru_fake)
-    torch.library.register_fake(backward, _conv_gru_backward_fake)
-    torch.library.register_autograd(forward, _conv_gru_autograd, setup_context=_conv_gru_setup_context)
-    torch.library.register_autograd(
-        backward, _conv_gru_backward_autograd, setup_context=_conv_gru_backward_setup_context
-    )
-    torch.library.register_vmap(forward, _conv_gru_vmap)
-    torch.library.register_vmap(backward, _conv_gru_backward_vmap)
     library = torch.library.Library("convgru_fused", "FRAGMENT")
-    for device_type in ("cpu", "cuda"):
-        rule = partial(_conv_gru_autocast, device_type)
-        library.impl("conv_gru", rule, f"Autocast{device_type.upper()}")
+    if not missing_reason:
+        NATIVE.register(library)
+    library.define(f"triton_conv_gru{FORWARD_SCHEMA}")
+    library.define(f"triton_conv_gru_backward{BACKWARD_SCHEMA}")
+    for device_type in ("CUDA", *(("CPU",) if triton_interprets() else ())):
+        library.impl(TRITON.name, _triton_conv_gru, device_type)
+        library.impl(f"{TRITON.name}_backward", _triton_conv_gru_backward, device_type)
+    TRITON.register(library)
     return library
 
 
-if not missing_reason:
-    _library = _register()  # kept alive: its registrations end with it
+_library = _register()  # kept alive: its registrations end with it

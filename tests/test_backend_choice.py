@@ -63,14 +63,15 @@ def test_when_nothing_fits_every_backend_says_why(monkeypatch):
         choose(PROBLEM)
     lines = str(error.value).splitlines()
     assert lines[0].startswith("no backend can run Problem(device_type='cpu', dtype=torch.float32")
-    assert lines[1:] == [f"  {name}: {name} is tired; really" for name in ("cpu", "cuda", "eager")]
+    assert lines[1:] == [f"  {name}: {name} is tired; really" for name in ("cpu", "cuda", "eager", "triton")]
 
 
 def test_table_of_backends(monkeypatch):
     table = backends()
-    assert {row.name: row.available for row in table} == {"cpu": True, "cuda": False, "eager": True}
     rows = [line.split()[:2] for line in str(table).splitlines()]
-    assert rows == [["cpu", "yes"], ["cuda", "no"], ["eager", "yes"]]
+    assert rows == [["cpu", "yes"], ["cuda", "no"], ["eager", "yes"], ["triton", "no"]]
+    assert [(row.name, "yes" if row.available else "no") for row in table] == [(a, b) for a, b in rows]
+    assert table[3].reason == "triton needs a GPU"
     cpu = BACKENDS["cpu"]
     missing = type(cpu)("cpu", cpu.description, lambda: "not built", cpu.refused, cpu.conv_gru)
     monkeypatch.setitem(BACKENDS, "cpu", missing)
@@ -102,7 +103,7 @@ def test_environment_variable_yields_to_use_backend(run_python):
 def test_environment_variable_that_names_no_backend(run_python):
     result = run_python("import convgru_fused", CONVGRU_FUSED_BACKEND="fastest")
     assert result.returncode == 1
-    words = "CONVGRU_FUSED_BACKEND: expected one of 'cpu', 'cuda', 'eager', got 'fastest'"
+    words = "CONVGRU_FUSED_BACKEND: expected one of 'cpu', 'cuda', 'eager', 'triton', got 'fastest'"
     assert result.stderr.splitlines()[-1] == f"ValueError: environment variable {words}"
 
 

@@ -155,7 +155,8 @@ def test_gradients_from_recomputed_gates(backend, resident_blocks, dtype, sample
 @pytest.mark.parametrize("sample", list(sample_inputs(variants=["gru-rcn-relu"])), ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_relu(library, dtype, sample):
-    check_operators(torch.ops.convgru_fused_cuda_on_host, sample, dtype, fast=False)
+    operators = torch.ops.convgru_fused_cuda_on_host
+    check_operators(operators.conv_gru, operators.conv_gru_backward, sample, dtype, fast=False)
 
 
 @pytest.mark.parametrize("sample", samples("everything", "channels-of-16", "kernel-7x7"), ids=str)

@@ -492,12 +492,12 @@ def test_unknown_backend():
     refuses(
         lambda: use_backend("cudnn").__enter__(),
         ValueError,
-        "name: expected one of 'cpu', 'cuda', 'eager', got 'cudnn'",
+        "name: expected one of 'cpu', 'cuda', 'eager', 'triton', got 'cudnn'",
     )
     refuses(
         lambda: use_backend(None).__enter__(),
         ValueError,
-        "name: expected one of 'cpu', 'cuda', 'eager', got None",
+        "name: expected one of 'cpu', 'cuda', 'eager', 'triton', got None",
     )
 
 

@@ -7,7 +7,7 @@ from itertools import count
 import pytest
 import torch
 
-from convgru_fused import ConvGRU, eager
+from convgru_fused import ConvGRU, eager, ops
 from convgru_fused.testing import (
     assert_close_to_reference,
     assert_gradients_close,
@@ -40,12 +40,12 @@ def reference_with_signs(sample, dtype, passes):
     return output.detach(), autograd_gradients(output, args, sample.grad_output(dtype).double())
 
 
-def check_operators(operators, sample, dtype, fast):
-    """conv_gru and conv_gru_backward of a namespace of torch.ops. Gates that are computed again are left out
+def check_operators(forward, backward, sample, dtype, fast, device="cpu"):
+    """The operators conv_gru and conv_gru_backward. Gates that are computed again are left out
     in 16 bits: sums that the passes round differently give them other signs."""
-    args = sample.arguments(dtype)
-    output, gates = operators.conv_gru(*args, fast, True)
-    passes = gates.unflatten(-1, (3, -1))[..., 2, :].movedim(-1, 2) > 0
+    args = sample.arguments(dtype, device)
+    output, gates = forward(*args, fast, True)
+    passes = gates.unflatten(-1, (3, -1))[..., 2, :].movedim(-1, 2).cpu() > 0
     expected_output, expected_gradients = reference_with_signs(sample, dtype, passes)
     assert_close_to_reference(output, expected_output)
     assert_close_to_reference(output, reference(sample, dtype)[0])
@@ -53,8 +53,8 @@ def check_operators(operators, sample, dtype, fast):
     mask = [arg is not None for arg in args[:7]]
     *tensors, variant, reverse = args
     for kept in (gates, gates.new_empty(0)) if dtype.itemsize > 2 else (gates,):
-        gradients = operators.conv_gru_backward(
-            sample.grad_output(dtype), *tensors, output, kept, variant, reverse, fast, mask
+        gradients = backward(
+            sample.grad_output(dtype, device), *tensors, output, kept, variant, reverse, fast, mask
         )
         gradients = (g if wanted else None for g, wanted in zip(gradients, mask, strict=True))
         assert_gradients_close(eager.Gradients(*gradients), expected_gradients)
@@ -63,7 +63,7 @@ def check_operators(operators, sample, dtype, fast):
 @pytest.mark.parametrize("sample", SAMPLES, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_operators(dtype, sample):
-    check_operators(torch.ops.convgru_fused, sample, dtype, fast=True)
+    check_operators(ops.NATIVE.forward, ops.NATIVE.backward, sample, dtype, fast=True)
 
 
 @pytest.mark.parametrize("sample", SAMPLES, ids=str)

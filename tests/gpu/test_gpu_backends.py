@@ -1,10 +1,12 @@
-"""The CUDA backend on a GPU: what only a GPU can show. Skipped without one (benchmarks/gpu_check.sh)."""
+"""The CUDA and the Triton backend on a GPU: what only a GPU can show. Skipped without one
+(benchmarks/gpu_check.sh)."""
 
 import pytest
 import torch
+from test_relu import check_operators
 
-from convgru_fused import ConvGRU, ConvGRUCell, use_backend
-from convgru_fused.backends import BACKENDS
+from convgru_fused import ConvGRU, ConvGRUCell, ops, use_backend
+from convgru_fused.backends import BACKENDS, Problem
 from convgru_fused.eager import VARIANTS
 from convgru_fused.testing import (
     TOLERANCES,
@@ -15,9 +17,19 @@ from convgru_fused.testing import (
     sample_inputs,
 )
 
-if not torch.cuda.is_available() or BACKENDS["cuda"].missing():
+NAMES = [name for name in ("cuda", "triton") if not BACKENDS[name].missing()]
+if not torch.cuda.is_available() or not NAMES:
     pytest.skip("no GPU, or no kernels for one", allow_module_level=True)
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+@pytest.fixture(params=NAMES)
+def gpu_backend(request):
+    return request.param
+
+
+def refused(backend, dtype):
+    return bool(BACKENDS[backend].refused(Problem("cuda", dtype, "gru-rcn", forward_ad=False)))
 
 
 @pytest.fixture(autouse=True)
@@ -32,8 +44,10 @@ def _ieee():
 @pytest.mark.parametrize("sample", list(sample_inputs()), ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("save_gates", [True, False], ids=["kept", "recomputed"])
-def test_output_and_gradients(dtype, sample, save_gates):
-    output, gradients = run("cuda", sample, dtype, "cuda", save_gates=save_gates)
+def test_output_and_gradients(gpu_backend, dtype, sample, save_gates):
+    if refused(gpu_backend, dtype):
+        pytest.skip(f"no {dtype}")
+    output, gradients = run(gpu_backend, sample, dtype, "cuda", save_gates=save_gates)
     expected_output, expected_gradients = reference(sample, dtype)
     assert output.is_cuda and output.dtype == dtype
     assert_close_to_reference(output, expected_output)
@@ -41,17 +55,18 @@ def test_output_and_gradients(dtype, sample, save_gates):
 
 
 @pytest.mark.parametrize("sample", list(sample_inputs(variants=["gru-rcn-relu"])), ids=str)
-def test_relu(sample):
-    expected_output, expected_gradients = reference(sample, torch.float64)
-    output, gradients = run("cuda", sample, torch.float64, "cuda")
-    assert_close_to_reference(output, expected_output)
-    assert_gradients_close(gradients, expected_gradients)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_relu(gpu_backend, dtype, sample):
+    if refused(gpu_backend, dtype):
+        pytest.skip(f"no {dtype}")
+    operators = ops.NATIVE if gpu_backend == "cuda" else ops.TRITON
+    check_operators(operators.forward, operators.backward, sample, dtype, fast=False, device="cuda")
 
 
 @pytest.mark.parametrize("sample", list(sample_inputs()), ids=str)
-def test_tf32(sample):
+def test_tf32(gpu_backend, sample):
     torch.backends.cudnn.conv.fp32_precision = "tf32"
-    output, gradients = run("cuda", sample, torch.float32, "cuda")
+    output, gradients = run(gpu_backend, sample, torch.float32, "cuda")
     expected_output, expected_gradients = reference(sample, torch.float32)
     assert_close_to_reference(output, expected_output, tolerance=TOLERANCES[torch.float16, "output"])
     assert_gradients_close(gradients, expected_gradients, tolerance=TOLERANCES[torch.float16, "gradients"])
@@ -64,19 +79,19 @@ def model_and_input(variant, dtype=torch.bfloat16):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_repeated_calls_give_the_same_bits(variant):
+def test_repeated_calls_give_the_same_bits(gpu_backend, variant):
     model, x = model_and_input(variant)
-    with use_backend("cuda"):
+    with use_backend(gpu_backend):
         expected = model(x)[0]
         for _ in range(20):
             assert torch.equal(model(x)[0], expected)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_another_stream(variant):
+def test_another_stream(gpu_backend, variant):
     model, x = model_and_input(variant)
     stream = torch.cuda.Stream()
-    with use_backend("cuda"), torch.no_grad():
+    with use_backend(gpu_backend), torch.no_grad():
         expected = model(x)[0]
         torch.cuda.synchronize()
         with torch.cuda.stream(stream):
@@ -88,9 +103,9 @@ def test_another_stream(variant):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_capture_in_a_graph(variant):
+def test_capture_in_a_graph(gpu_backend, variant):
     model, x = model_and_input(variant)
-    with use_backend("cuda"), torch.no_grad():
+    with use_backend(gpu_backend), torch.no_grad():
         for _ in range(3):
             model(x)
         torch.cuda.synchronize()
@@ -102,8 +117,8 @@ def test_capture_in_a_graph(variant):
         assert torch.equal(output, model(x)[0])
 
 
-def test_autocast():
+def test_autocast(gpu_backend):
     cell = ConvGRUCell(16, 16, device="cuda")
     x, h = torch.randn(2, 1, 16, 9, 9, device="cuda").unbind()
-    with use_backend("cuda"), torch.autocast("cuda", dtype=torch.bfloat16):
+    with use_backend(gpu_backend), torch.autocast("cuda", dtype=torch.bfloat16):
         assert cell(x, h).dtype == torch.bfloat16

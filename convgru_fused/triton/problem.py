@@ -1,0 +1,114 @@
+"""What a call of the operators is about."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from ..eager import same_conv
+from .launch import Batch
+from .layout import images_of, memory
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """What one call is about."""
+
+    input: Tensor | None
+    hx: Tensor | None
+    weight_ih: Tensor | None
+    weight_hh: Tensor
+    bias_ih: Tensor | None
+    bias_hh: Tensor | None
+    gate_bias: Tensor | None
+    lengths: Tensor | None
+    variant: str
+    reverse: bool
+    fast: bool
+
+    @property
+    def images(self) -> Tensor:
+        """Whose memory format the output takes."""
+        first = self.input if self.input is not None else self.hx
+        return self.gate_bias if first is None else first  # type: ignore[return-value]
+
+    @cached_property
+    def sizes(self) -> tuple[int, int, int, int, int]:
+        """T, N, K, H, W."""
+        sequence = self.gate_bias if self.input is None else self.input
+        assert sequence is not None
+        return (*sequence.shape[:2], self.weight_hh.size(1), *self.images.shape[-2:])  # type: ignore[return-value]
+
+    @property
+    def cudnn(self) -> bool:
+        return self.variant == "cudnn"
+
+    @property
+    def relu(self) -> bool:
+        return self.variant == "gru-rcn-relu"
+
+    @property
+    def bias_hn(self) -> Tensor | None:
+        """(K,), which r multiplies in "cudnn"."""
+        return None if self.bias_hh is None else self.bias_hh[2 * self.weight_hh.size(1) :].contiguous()
+
+    @property
+    def batch(self) -> Batch:
+        _, N, _, H, W = self.sizes
+        return Batch(N, H, W, self.fast)
+
+    @property
+    def planes(self) -> int:
+        """Of K channels, in the gates."""
+        return 4 if self.cudnn else 3
+
+    def empty(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        return self.weight_hh.new_empty(shape, dtype=dtype)
+
+    def valid(self, sequence: Tensor) -> Tensor:
+        """sequence (T,N,...), zero past each sample's length."""
+        if self.lengths is None:
+            return sequence
+        T, N = sequence.shape[:2]
+        steps = torch.arange(T, device=sequence.device)[:, None] < self.lengths
+        return torch.where(steps.view(T, N, 1, 1, 1), sequence, 0)
+
+
+@dataclass(frozen=True)
+class Outside:
+    """What the gates receive from outside the recurrence, for all steps: r|z|n."""
+
+    a: Tensor
+    image: int  # elements from one image to the next; -1: there are all pixels
+    pixel: int
+    is_ours: bool  # may be overwritten
+
+    @property
+    def constants(self) -> dict[str, int]:
+        return {"A_IMAGE": self.image, "A_PIXEL": self.pixel}
+
+
+def outside(p: Problem, joined: bool = False) -> Outside:
+    """joined: the input is convolved elsewhere."""
+    T, N, K, H, W = p.sizes
+    bias = None
+    if p.bias_ih is not None and p.input is not None:
+        bias = p.bias_ih
+    if p.bias_hh is not None:
+        direct = torch.cat((p.bias_hh[: 2 * K], torch.zeros_like(p.bias_hh[:K]))) if p.cudnn else p.bias_hh
+        bias = direct if bias is None else bias + direct
+    maps = None if p.gate_bias is None else memory(p.valid(p.gate_bias))
+    if p.input is not None and not joined:
+        assert p.weight_ih is not None
+        x = images_of(memory(p.valid(p.input))).flatten(0, 1)
+        a = memory(same_conv(x, p.weight_ih, bias)).view(T, N, H, W, 3 * K)
+        return Outside(a if maps is None else a.add_(maps), -1, 3 * K, True)
+    if maps is None:
+        return Outside(p.weight_hh.new_zeros(3 * K) if bias is None else bias.contiguous(), 0, 0, False)
+    a = maps if bias is None else maps + bias
+    if maps.shape[2:4] == (H, W):
+        return Outside(a, -1, 3 * K, bias is not None)
+    return Outside(a, 3 * K, 0, False)

@@ -1,0 +1,252 @@
+"""The Triton backend in Triton's interpreter, on the CPU: every kernel in every variant, by descriptors and
+by pointers, in memory full of NaNs, against plain PyTorch in float64. `make test` runs these in processes of
+their own, with TRITON_INTERPRET=1. Not bfloat16, which is wrong in the interpreter."""
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.library import opcheck
+
+from convgru_fused import ConvGRU, ConvGRUCell, ops, use_backend
+from convgru_fused.eager import VARIANTS, Gradients
+from convgru_fused.testing import (
+    SMOOTH_VARIANTS,
+    assert_close_to_reference,
+    assert_gradients_close,
+    autograd_gradients,
+    reference,
+    run,
+    sample_inputs,
+)
+
+if not ops.triton_interprets():
+    pytest.skip("make test runs these with TRITON_INTERPRET=1", allow_module_level=True)
+
+from test_relu import check_operators
+
+from convgru_fused.triton import launch, tiles, tuning
+
+# Small ones that together have every argument, each of them missing, both ways of loading, tails everywhere.
+CASES = (
+    "plain",
+    "one-step",
+    "one-step-hx",
+    "1x1-image",
+    "kernel-beyond-image",
+    "kernel-3x5",
+    "no-bias-hx",
+    "lengths",
+    "lengths-hx",
+    "gate-bias",
+    "gate-bias-1x1",
+    "no-input",
+    "no-input-1x1",
+    "channels-last",
+    "strided",
+    "expanded",
+    "channels-of-16-1x5",
+    "channels-of-16-5x1",
+)
+
+
+def samples(*cases, variants=SMOOTH_VARIANTS):
+    return list(sample_inputs(lambda s: s.name.split(f"-{s.variant}")[0] in cases, variants))
+
+
+def forwards(*cases, **options):
+    return [s for s in samples(*cases, **options) if not s.reverse]
+
+
+@pytest.fixture(autouse=True)
+def _memory_full_of_nans():
+    torch.use_deterministic_algorithms(True)
+    assert torch.utils.deterministic.fill_uninitialized_memory and torch.empty(3).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def check(sample, dtype=torch.float32, save_gates=True):
+    output, gradients = run("triton", sample, dtype, save_gates=save_gates)
+    expected_output, expected_gradients = reference(sample, dtype)
+    assert output.dtype == dtype
+    assert_close_to_reference(output, expected_output)
+    assert_gradients_close(gradients, expected_gradients)
+
+
+@pytest.mark.parametrize(
+    "sample",
+    forwards(*CASES) + [s for s in samples("plain", "lengths-hx", "everything") if s.reverse],
+    ids=str,
+)
+def test_output_and_gradients(sample):
+    check(sample)
+
+
+@pytest.mark.parametrize("sample", forwards("plain", "lengths-hx", "channels-of-16-1x5"), ids=str)
+def test_float16(sample):
+    check(sample, torch.float16)
+
+
+@pytest.mark.parametrize("sample", samples("kernel-3x5", "no-input", "channels-last"), ids=str)
+def test_gradients_from_recomputed_gates(sample):
+    check(sample, save_gates=False)
+
+
+@pytest.mark.parametrize(
+    "sample", samples("plain", "one-step-hx", "lengths-hx", variants=["gru-rcn-relu"]), ids=str
+)
+def test_relu(sample):
+    check_operators(ops.TRITON.forward, ops.TRITON.backward, sample, torch.float32, fast=False)
+
+
+@pytest.mark.parametrize("sample", samples("no-bias-hx", "lengths", "one-step"), ids=str)
+def test_convolutions_of_the_library(sample, monkeypatch):
+    monkeypatch.setattr(launch, "prefers_library", lambda weight, fast: True)
+    check(sample)
+
+
+@pytest.mark.parametrize("sample", forwards("channels-of-16-1x5", "channels-last"), ids=str)
+def test_pointers(sample, monkeypatch):
+    """What descriptors would be used for."""
+    monkeypatch.setattr(tiles, "INTERPRETED", replace(tiles.INTERPRETED, descriptors=False))
+    check(sample)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_many_small_tiles(variant, monkeypatch):
+    monkeypatch.setattr(tiles, "INTERPRETED", tiles.Tile(1, 1, 16, 16, 16, True))
+    (sample,) = forwards("channels-of-16-1x5", variants=[variant])
+    check(replace(sample, T=2, K=24, C=24))
+
+
+@pytest.mark.parametrize("variant", SMOOTH_VARIANTS)
+@pytest.mark.parametrize("asked", [(0,), (1,), (3,), (2, 5), (0, 6)], ids=str)
+def test_only_the_gradients_asked_for(asked, variant):
+    (sample,) = forwards("gate-bias", variants=[variant])
+    sample = replace(sample, T=2, H=3, W=4)
+    args = sample.arguments(torch.float32)
+    for index in asked:
+        args[index].requires_grad_()
+    output = ops.TRITON.conv_gru(*args, save_gates=True)
+    gradients = autograd_gradients(output, args, sample.grad_output(torch.float32))
+    expected = reference(sample, torch.float32)[1]
+    assert_gradients_close(gradients, Gradients(*(g if i in asked else None for i, g in enumerate(expected))))
+
+
+@pytest.mark.parametrize("variant", SMOOTH_VARIANTS)
+def test_what_is_past_the_length_does_not_matter(variant):
+    (sample,) = forwards("kernel-3x5", variants=[variant])
+    args = sample.arguments(torch.float32, requires_grad=True)
+    with torch.no_grad():
+        for n, length in enumerate(sample.lengths):
+            args[0][length:, n] = float("nan")
+    output = ops.TRITON.conv_gru(*args, save_gates=True)
+    expected_output, expected_gradients = reference(sample, torch.float32)
+    assert_close_to_reference(output.detach(), expected_output)
+    gradients = autograd_gradients(output, args, sample.grad_output(torch.float32))
+    assert_gradients_close(gradients, expected_gradients)
+
+
+def test_no_steps():
+    (sample,) = forwards("plain", variants=["gru-rcn"])
+    sample = replace(sample, T=0)
+    output, gradients = run("triton", sample, torch.float32)
+    assert output.shape == (0, sample.N, sample.K, sample.H, sample.W)
+    assert all(not g.any() for g in gradients if g is not None)
+
+
+def test_modules(monkeypatch):
+    """Through the public interface, a state that begins at an odd address among it."""
+    model, cell = ConvGRU(3, 4, num_layers=2, bidirectional=True), ConvGRUCell(3, 4)
+    x, h = torch.randn(2, 1, 3, 4, 5), torch.randn(81)[1:].view(1, 4, 5, 4).movedim(-1, 1)
+    with use_backend("eager"):
+        expected = model(x)[0], cell(x[0], h)
+    with use_backend("triton"):
+        actual = model(x)[0], cell(x[0], h)
+        with pytest.raises(ValueError, match="supports float32, float16, got float64"):
+            model.double()(x.double())
+    for a, e in zip(actual, expected, strict=True):
+        assert_close_to_reference(a, e)
+
+
+@pytest.mark.parametrize("sample", forwards("no-bias-hx", "gate-bias-1x1"), ids=str)
+def test_operators(sample):
+    sample = replace(sample, T=2, H=3, W=4)
+    tests = ("test_schema", "test_autograd_registration", "test_faketensor")
+    arguments = (*sample.arguments(torch.float32, requires_grad=True), False, True)
+    opcheck(ops.TRITON.forward, arguments, test_utils=tests)
+    output, gates = ops.TRITON.forward(*sample.arguments(torch.float32), False, True)
+    *tensors, variant, reverse = sample.arguments(torch.float32)
+    mask = [t is not None for t in tensors[:7]]
+    grad = sample.grad_output(torch.float32)
+    opcheck(
+        ops.TRITON.backward, (grad, *tensors, output, gates, variant, reverse, False, mask), test_utils=tests
+    )
+
+
+@pytest.fixture
+def tuned(monkeypatch, tmp_path):
+    """Tiles are measured, the later the faster; some do not run."""
+    asked = []
+
+    def seconds(call):
+        asked.append(call)
+        if len(asked) % 20 == 1:
+            call()
+        if len(asked) == 2:
+            raise RuntimeError("out of everything")
+        return 1 / len(asked)
+
+    monkeypatch.setenv(tuning.SWITCH, "1")
+    monkeypatch.setenv(tuning.FOLDER, str(tmp_path))
+    monkeypatch.setattr(launch, "measured", seconds)
+    yield asked
+    tuning._found.clear()
+
+
+def test_tuning_is_remembered(tuned, tmp_path):
+    (sample,) = forwards("lengths-hx", variants=["gru-rcn"])  # states are overwritten: measuring must not
+    sample = replace(sample, T=2, lengths=(1, 2, 0))
+    check(sample)
+    file = tmp_path / "triton_tiles.json"
+    tiles_found = json.loads(file.read_text())
+    assert {key.split(", ")[2] for key in tiles_found} == {
+        "reset_update_kernel",
+        "candidate_kernel",
+        "candidate_backward_kernel",
+        "reset_update_backward_kernel",
+        "add_kernel",
+    }
+    count = len(tuned)
+    assert count > 5
+    check(replace(sample, N=1, lengths=(2,)))  # the batch size does not count
+    tuning._found.clear()
+    check(sample)
+    assert len(tuned) == count
+    check(replace(sample, H=4))
+    assert len(tuned) > count
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"a": {"pixels": 3}}'])
+def test_a_broken_file_is_replaced(tuned, tmp_path, text):
+    file = tmp_path / "triton_tiles.json"
+    file.write_text(text)
+    with pytest.warns(UserWarning, match="triton_tiles.json: tiles are measured again"):
+        tile = tuning.best("key", [tiles.INTERPRETED], lambda tile: 1.0)
+    assert tile == tiles.INTERPRETED
+    assert list(json.loads(file.read_text())) == ["key"]
+
+
+def test_nothing_is_remembered_of_what_does_not_run(tuned, tmp_path):
+    assert tuning.best("key", [tiles.INTERPRETED], lambda tile: math.inf) == tiles.INTERPRETED
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_cannot_be_written(tuned, monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv(tuning.FOLDER, str(tmp_path / "file"))
+    with pytest.warns(UserWarning, match="cannot remember tiles"):
+        tuning.best("key", [tiles.INTERPRETED], lambda tile: 1.0)

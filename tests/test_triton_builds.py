@@ -1,0 +1,165 @@
+"""The Triton kernels as they are compiled for every architecture that is meant: that they compile, fit, spill
+nothing, and use the instructions that they should. Needs no GPU."""
+
+import re
+import subprocess
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+
+import pytest
+
+triton = pytest.importorskip("triton")
+from triton.backends.compiler import GPUTarget  # noqa: E402
+from triton.compiler import ASTSource  # noqa: E402
+
+from convgru_fused import ops  # noqa: E402
+from convgru_fused.triton import kernels, tiles  # noqa: E402
+
+if ops.triton_interprets():
+    pytest.skip("TRITON_INTERPRET=1: nothing is compiled", allow_module_level=True)
+
+# Architecture: the most bytes of shared memory of a program, and an instruction of its matrix units.
+ARCHITECTURES = {
+    80: (163 << 10, "mma.sync"),
+    86: (99 << 10, "mma.sync"),
+    89: (99 << 10, "mma.sync"),
+    90: (227 << 10, "wgmma.mma_async"),
+    100: (227 << 10, "tcgen05.mma"),
+    120: (99 << 10, "mma.sync"),
+    "gfx942": (64 << 10, "v_mfma"),
+}
+DESCRIPTORS = "cp.async.bulk.tensor"
+
+ALL = [
+    kernels.reset_update_kernel,
+    kernels.candidate_kernel,
+    kernels.cudnn_step_kernel,
+    kernels.candidate_backward_kernel,
+    kernels.reset_update_backward_kernel,
+    kernels.cudnn_step_backward_kernel,
+    kernels.add_kernel,
+]
+C, K = 192, 128
+CONSTANTS = {
+    "C": C,
+    "K": K,
+    "STRIDE": 3 * K,
+    "A_IMAGE": -1,
+    "A_PIXEL": 3 * K,
+    "KEEP": True,
+    "RELU": False,
+    "TAPS": 9,
+    "KW": 3,
+    "PRECISION": "tf32",
+}
+TYPES = {"lengths": "*i64", "carry": "*fp32"}  # of pointers whose type is not the images'
+MISSING = ("sums",)
+
+
+def tile_of(architecture, itemsize, kernel):
+    backend, number = ("cuda", architecture) if isinstance(architecture, int) else ("hip", 0)
+    tile = tiles.of_architecture(backend, number)[itemsize]
+    return replace(tile, channels=tile.channels // tiles.SHARES[kernel.__name__]).of_image(28, 28)
+
+
+def compiled(kernel, architecture, dtype, tile, missing=MISSING):
+    signature, constants, attributes = {}, {}, {}
+    for index, parameter in enumerate(kernel.params):
+        name = parameter.name
+        if name in missing or parameter.is_constexpr:
+            value = None if name in missing else {**CONSTANTS, "TILE": tile.constexpr()}[name]
+            signature[name], constants[index,] = "constexpr", value
+        elif name in kernels.STEPS:
+            signature[name] = "i32"
+        else:
+            signature[name] = TYPES.get(name, f"*{dtype}")
+            attributes[index,] = [["tt.divisibility", 16]]
+    target = (
+        GPUTarget("cuda", architecture, 32)
+        if isinstance(architecture, int)
+        else GPUTarget("hip", architecture, 64)
+    )
+    options = {"num_warps": tile.warps, "num_stages": tile.stages}
+    return triton.compile(ASTSource(kernel, signature, constants, attributes), target, options)
+
+
+def registers_and_spills(binary, architecture, folder):
+    """What the assembler says of a kernel for NVIDIA's GPUs: registers, bytes spilled and loaded again."""
+    source = folder / "kernel.ptx"
+    source.write_text(binary.asm["ptx"])
+    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+    name = re.search(r"^\.target (\w+)", binary.asm["ptx"], re.MULTILINE)[1]
+    command = [
+        tools / ("ptxas-blackwell" if architecture >= 100 else "ptxas"),
+        "-v",
+        f"--gpu-name={name}",
+        source,
+        "-o",
+        folder / "kernel.cubin",
+    ]
+    report = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    spills = [int(n) for n in re.findall(r"(\d+) bytes spill", report)]
+    return int(re.search(r"Used (\d+) registers", report)[1]), sum(spills)
+
+
+def check(kernel, architecture, dtype, tile, folder, missing=MISSING):
+    shared, instruction = ARCHITECTURES[architecture]
+    binary = compiled(kernel, architecture, dtype, tile, missing)
+    assert binary.metadata.shared <= shared
+    if isinstance(architecture, str):
+        text = binary.asm["amdgcn"]
+        assert re.findall(r"\.(?:v|s)gpr_spill_count: +(\d+)", text) == ["0", "0"]
+    else:
+        text = binary.asm["ptx"]
+        registers, spilled = registers_and_spills(binary, architecture, folder)
+        assert registers <= 255 and spilled == 0
+        assert (DESCRIPTORS in text) == tile.descriptors
+    assert instruction in text
+
+
+@pytest.mark.parametrize("kernel", ALL, ids=lambda k: k.__name__)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_bfloat16(architecture, kernel, tmp_path):
+    check(kernel, architecture, "bf16", tile_of(architecture, 2, kernel), tmp_path)
+
+
+@pytest.mark.parametrize("kernel", ALL, ids=lambda k: k.__name__)
+@pytest.mark.parametrize("architecture", [a for a in ARCHITECTURES if a in (90, 100, 120)])
+def test_bfloat16_by_pointers(architecture, kernel, tmp_path):
+    """Of channels that descriptors cannot load."""
+    tile = replace(tile_of(architecture, 2, kernel), descriptors=False)
+    check(kernel, architecture, "bf16", tile, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "dtype", "kernel"),
+    list(
+        product(
+            ARCHITECTURES, ["fp16", "fp32"], [kernels.candidate_kernel, kernels.candidate_backward_kernel]
+        )
+    ),
+    ids=lambda v: getattr(v, "__name__", str(v)),
+)
+def test_other_types(architecture, dtype, kernel, tmp_path):
+    """fp32 with TF32."""
+    check(kernel, architecture, dtype, tile_of(architecture, 2 if dtype == "fp16" else 4, kernel), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "kernel", [kernels.reset_update_kernel, kernels.candidate_kernel], ids=lambda k: k.__name__
+)
+def test_without_an_input_to_convolve_or_lengths(kernel, tmp_path):
+    """As in the steps of a sequence."""
+    missing = ("sums", "x", "weight_x", "output", "lengths")
+    check(kernel, 90, "bf16", tile_of(90, 2, kernel), tmp_path, missing)
+
+
+def test_the_checks_can_fail(tmp_path):
+    with pytest.raises(AssertionError):
+        tile = replace(tile_of(90, 2, kernels.add_kernel), channels=256, warps=4)
+        check(kernels.add_kernel, 90, "bf16", tile, tmp_path)
+    with pytest.raises(AssertionError):
+        check(
+            kernels.add_kernel, 86, "bf16", replace(tile_of(80, 2, kernels.add_kernel), stages=12), tmp_path
+        )
