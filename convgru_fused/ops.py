@@ -15,6 +15,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -407,12 +408,18 @@ def triton_missing() -> str:
     return ""
 
 
+def _on_device_of(tensor: Tensor) -> AbstractContextManager[object]:
+    """Triton launches on the current device."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
+
+
 def _triton_conv_gru(*args: Any) -> tuple[Tensor, Tensor]:
     from .triton import forward
     from .triton.problem import Problem
 
     *problem, save_gates = args
-    return forward.conv_gru(Problem(*problem), save_gates)
+    with _on_device_of(args[3]):
+        return forward.conv_gru(Problem(*problem), save_gates)
 
 
 def _triton_conv_gru_backward(grad_output: Tensor, *args: Any) -> tuple[Tensor, ...]:
@@ -422,7 +429,8 @@ def _triton_conv_gru_backward(grad_output: Tensor, *args: Any) -> tuple[Tensor, 
     *tensors, output, gates, variant, reverse, fast, mask = args
     options: Any = (variant, reverse, fast)
     problem = Problem(*tensors, *options)
-    gradients = backward.conv_gru_backward(problem, grad_output, output, gates, mask)
+    with _on_device_of(grad_output):
+        gradients = backward.conv_gru_backward(problem, grad_output, output, gates, mask)
     return tuple(grad_output.new_empty(0) if gradient is None else gradient for gradient in gradients)
 
 

@@ -1,0 +1,1 @@
+"""The backend "triton": see docs/triton.md."""

@@ -240,7 +240,7 @@ def reset_update_kernel(
 ):  # fmt: skip
     """r, z = sigmoid(W_rz*x + U_rz*h + a_rz); rh = r.h."""
     rows = _rows(N, H, W, 2 * K, TILE)
-    step = (N * H * W).to(tl.int64)
+    step = N.to(tl.int64) * H * W
     h += t_h * step * K
     acc = _sums(h, weight, sums, N, H, W, rows, K, K, 2 * K, TAPS, KW, TILE, PRECISION)
     if x is not None:
@@ -276,7 +276,7 @@ def candidate_kernel(
 ):  # fmt: skip
     """n = tanh(W_n*x + U_n*rh + a_n), or relu; h' = (1-z).h + z.n, which is state t_next."""
     rows = _rows(N, H, W, K, TILE)
-    step = (N * H * W).to(tl.int64)
+    step = N.to(tl.int64) * H * W
     acc = _sums(rh, weight, sums, N, H, W, rows, K, K, K, TAPS, KW, TILE, PRECISION)
     if x is not None:
         acc = _convolve(acc, x, weight_x, N, H, W, rows, C, C, K, TAPS, KW, TILE, PRECISION)
@@ -313,7 +313,7 @@ def cudnn_step_kernel(
 ):  # fmt: skip
     """r, z = sigmoid(a_rz + U_rz*h); q = U_n*h + b; n = tanh(a_n + r.q); h' = (1-z).n + z.h, state t_next."""
     rows = _rows(N, H, W, K, TILE)
-    step = (N * H * W).to(tl.int64)
+    step = N.to(tl.int64) * H * W
     h += t_h * step * K
     column = rows.column
     mask = rows.there[:, None] & (column < K)[None, :]
@@ -373,7 +373,7 @@ def candidate_backward_kernel(
     """dh = U_rz^T*d_rz(t_next) + carry + grad_output; d_n = dh.z.(1-n^2) or, with relu, dh.z where n > 0;
     d_z = dh.(n-h).z.(1-z); carry <- dh.(1-z)."""
     rows = _rows(N, H, W, K, TILE)
-    step = (N * H * W).to(tl.int64)
+    step = N.to(tl.int64) * H * W
     acc = _sums(
         d + t_next * step * (3 * K), weight, sums, N, H, W, rows, 2 * K, 3 * K, K, TAPS, KW, TILE, PRECISION
     )
@@ -405,7 +405,7 @@ def reset_update_backward_kernel(
 ):  # fmt: skip
     """g = U_n^T*d_n; d_r = g.h.r.(1-r); carry <- carry + g.r; rh = r.h."""
     rows = _rows(N, H, W, K, TILE)
-    step = (N * H * W).to(tl.int64)
+    step = N.to(tl.int64) * H * W
     images = d + t * step * (3 * K) + 2 * K
     g = _sums(images, weight, sums, N, H, W, rows, K, 3 * K, K, TAPS, KW, TILE, PRECISION)
     column = rows.column
@@ -437,7 +437,7 @@ def cudnn_step_backward_kernel(
     """dh = U^T*hidden(t_next) + carry + grad_output; d_n = dh.(1-z).(1-n^2); d_z = dh.(h-n).z.(1-z);
     d_r = d_n.q.r.(1-r); d_q = d_n.r; carry <- dh.z."""
     rows = _rows(N, H, W, K, TILE)
-    step = (N * H * W).to(tl.int64)
+    step = N.to(tl.int64) * H * W
     images = hidden + t_next * step * (3 * K)
     acc = _sums(images, weight, sums, N, H, W, rows, 3 * K, 3 * K, K, TAPS, KW, TILE, PRECISION)
     column = rows.column

@@ -250,3 +250,23 @@ def test_a_folder_that_cannot_be_written(tuned, monkeypatch, tmp_path):
     monkeypatch.setenv(tuning.FOLDER, str(tmp_path / "file"))
     with pytest.warns(UserWarning, match="cannot remember tiles"):
         tuning.best("key", [tiles.INTERPRETED], lambda tile: 1.0)
+
+
+def test_under_compile_and_functional_transforms():
+    """The operators are opaque to both."""
+    model, x = ConvGRU(3, 4), torch.randn(2, 2, 3, 4, 5)
+    parameters = dict(model.named_parameters())
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+
+    def loss(parameters, sample):
+        return torch.func.functional_call(model, parameters, (sample.unsqueeze(1),))[0].square().sum()
+
+    gradients = {}
+    for name in ("eager", "triton"):
+        with use_backend(name):
+            mapped = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 1))(parameters, x)
+            gradients[name] = {f"mapped {n}": gradient for n, gradient in mapped.items()}
+            compiled(x)[0].square().sum().backward()
+            gradients[name] |= {f"compiled {n}": p.grad.clone() for n, p in model.named_parameters()}
+        model.zero_grad()
+    assert_gradients_close(gradients["triton"], gradients["eager"])
