@@ -27,8 +27,8 @@ class _Small(WindowModel):
     def small(
         cls: type[Model], num_classes: int, frame_shape: Sequence[int] = (1, 32, 32), **options: Any
     ) -> Model:
-        """The same with narrow layers and no stride in the first, for tests and training on a CPU; `options`
-        go to the constructor."""
+        """The same with narrow layers, no stride in the first and no normalisation, for tests and training on
+        a CPU; `options` go to the constructor."""
         return cls(num_classes, **{"frame_shape": frame_shape, "trunk": SMALL, **options})
 
 

@@ -116,6 +116,8 @@ def test_karpathy_maps_of_an_89x89_stream():
 
 def test_karpathy_parameters():
     single, early, slow = SingleFrame(487), EarlyFusion(487), SlowFusion(487)
+    norms = [type(m) for m in single.network[0] if isinstance(m, torch.nn.LocalResponseNorm)]
+    assert len(norms) == 2
     # Early fusion: 11x11x3xT filters with T=10, nine times more than a single frame's.
     assert early.network[0][0].weight.shape == (96, 10 * 3, 11, 11)
     assert count(early) - count(single) == 9 * 96 * 3 * 11 * 11
