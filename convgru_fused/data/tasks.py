@@ -157,16 +157,17 @@ class EventOrder(GeneratedTask):
 class PathTracker(GeneratedTask):
     """Does the dot that begins in the start marker end in the goal marker? Local motion, kept for long.
 
-    Equal dots move on smooth, crossing paths between places drawn independently of the class. The start
-    marker is in the first frame alone, the goal marker in the last: where another dot ends, both have
-    exchanged their ends, so that every single frame, and the first and last together, are distributed
-    alike in both classes. A simple relative of PathTracker (Linsley et al. 2021). C = 3: dots, start
-    marker, goal marker.
+    Equal dots move on smooth, crossing paths. The start marker is in the first frame alone, the goal marker
+    in the last: where another dot ends, both have exchanged their ends, which are drawn alike. So every
+    single frame, and the first and last together, are distributed alike in both classes. A simple relative
+    of PathTracker (Linsley et al. 2021). C = 3: dots, start marker, goal marker.
 
     Args:
         length, seed, order: as in `GeneratedTask`. Backwards, the markers are exchanged; the label stays.
         frames: T. size: H and W.
         distractors: dots beside the one that begins in the start marker.
+        reach: how far each dot's start and end are from its centre, rows and columns, pixels. With the
+            largest, they are anywhere; the smaller, the slower and the closer together are the two dots.
         wander: how far paths leave the straight line, pixels.
 
     Raises:
@@ -174,7 +175,7 @@ class PathTracker(GeneratedTask):
     """
 
     classes = ("another dot", "the same dot")
-    APART = 5.0  # least distance of two starts, and of two ends, pixels
+    APART = 4.0  # least distance of two starts, and of two ends, pixels
     BORDER = 2  # pixels without a start or end, for markers of 3x3 pixels
 
     def __init__(
@@ -186,19 +187,21 @@ class PathTracker(GeneratedTask):
         frames: int = 32,
         size: int = 32,
         distractors: int = 4,
+        reach: float = 6.0,
         wander: float = 4.0,
     ) -> None:
         super().__init__(length, seed, order)
         check_int("frames", frames, 2)
         check_int("size", size, 16)
-        most = int(((size - 2 * self.BORDER) / self.APART) ** 2 / 2)  # sparse enough to find places
+        most = int(((size - 2 * self.BORDER) / self.APART) ** 2 / 4)  # sparse enough to find places
         check_int("distractors", distractors, 1, most - 1)
+        check_number("reach", reach, self.APART, (size - 1) / 2 - self.BORDER)
         check_number("wander", wander, 0, size)
         self.frames, self.frame_shape = frames, (3, size, size)
-        self.distractors, self.wander = distractors, float(wander)
+        self.distractors, self.reach, self.wander = distractors, float(reach), float(wander)
 
     def draw(self, label: int, generator: torch.Generator) -> Tensor:
-        starts, ends = self._places(generator), self._places(generator)
+        starts, ends = self._places(generator)
         goal = ends[0].clone()
         if label == 0:
             ends[:2] = ends[:2].flip(0)
@@ -209,15 +212,24 @@ class PathTracker(GeneratedTask):
             clip[frame, channel, row - 1 : row + 2, column - 1 : column + 2] = 1.0
         return clip
 
-    def _places(self, generator: torch.Generator) -> Tensor:
-        """Places (dots,2) at random, no two of them close, in an order that tells nothing."""
-        low, high = self.BORDER, self.frame_shape[1] - 1 - self.BORDER
-        places = torch.empty(0, 2)
-        while len(places) <= self.distractors:
-            place = low + (high - low) * torch.rand(1, 2, generator=generator)
-            if not (torch.cdist(place, places) < self.APART).any():
-                places = torch.cat([places, place])
-        return places[torch.randperm(len(places), generator=generator)]
+    def _places(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Starts and ends (dots,2), no two of either close. The first two dots have the same centre, so that
+        either one's end could be the other's."""
+        low, span = self.BORDER + self.reach, self.frame_shape[1] - 1 - 2 * (self.BORDER + self.reach)
+        while True:
+            centres = low + span * torch.rand(self.distractors + 1, 2, generator=generator)
+            centres[1] = centres[0]
+            starts, ends = self._apart(centres, generator), self._apart(centres, generator)
+            if starts is not None and ends is not None:
+                return starts, ends
+
+    def _apart(self, centres: Tensor, generator: torch.Generator) -> Tensor | None:
+        """Places (dots,2) within reach of the centres, no two of them close: the first of 200 draws that is
+        so, which treats all dots alike."""
+        places = centres + self.reach * (2 * torch.rand(200, *centres.shape, generator=generator) - 1)
+        close = torch.cdist(places, places) < self.APART  # each dot is close to itself
+        good = (close.sum((1, 2)) == len(centres)).nonzero()
+        return places[good[0, 0]] if len(good) else None
 
     def _paths(self, starts: Tensor, ends: Tensor, generator: torch.Generator) -> Tensor:
         """(T,dots,2): straight lines and slow waves that are 0 at both ends, reflected at borders."""
