@@ -117,7 +117,7 @@ def test_registers_and_spills(kernels, architecture):
     ],
 )
 def test_instructions(kernels, folder, architecture, dtype, instruction):
-    """In the machine code: products by the matrix units, their operands by ldmatrix, copies past the registers."""
+    """Of the machine: products by the matrix units, operands by ldmatrix, copies past the registers."""
     triton = pytest.importorskip("triton")  # whose wheel brings the tool; not every toolkit does
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     cubin = folder / f"kernels_{dtype}.sm_{architecture}.cubin"

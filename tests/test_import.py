@@ -74,7 +74,7 @@ print(convgru_fused.backends())
 """
     result = run_python(code, path=without_extension)
     assert result.returncode == 0, result.stderr
-    *native, eager = result.stdout.splitlines()
+    *native, eager, _triton = result.stdout.splitlines()
     assert [line.split(maxsplit=2)[:2] for line in native] == [["cpu", "no"], ["cuda", "no"]]
     words = "the compiled extension is missing; build it with `pip install --no-build-isolation -e .`"
     assert all(words in line for line in native)

@@ -4,9 +4,9 @@ Each task is a Dataset of clips (T,C,H,W), float32 in 0..1, and labels. Labels t
 classes are balanced. Item i depends on the seed and i alone: not on the length, other items or workers.
 Take another seed for the test set.
 
-`order` is that control. "shuffled": the frames of every clip in a random order, in which no two
-that followed each other still do, either way round. "reversed": backwards, with
-the label that belongs to what is then shown; who has learned the task is right on it too.
+`order` is that control. "shuffled": the frames of every clip in a random order in which no two neighbours are
+still beside each other, either way round. "reversed": backwards, with the label of what is then shown; who
+has learned the task is right on it too.
 """
 
 from __future__ import annotations

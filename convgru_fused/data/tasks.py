@@ -102,8 +102,8 @@ class EventOrder(GeneratedTask):
     chance. C = 1.
 
     Args:
-        length, seed, order: as in `GeneratedTask`. Backwards, XY is YX. gap: least number of frames
-        between the events; the clip has 24 more. The first event begins in frame
+        length, seed, order: as in `GeneratedTask`. Backwards, XY is YX.
+        gap: least number of frames between the events; the clip has 24 more. The first event begins in frame
             2 to 10, the second in frame gap + 12 to gap + 20.
         size: H and W.
         pairs: "all" or "mixed".

@@ -84,10 +84,9 @@ class GRURCN(RecurrentPyramid):
         layers = zip(self.hidden_sizes, self.hidden_sizes[1:], self.kernel_sizes[1:], strict=False)
         # (2K_l,K_{l-1},kh,kw), gates r|z: the convolution of the state below, for all layers but the first.
         self.from_below = nn.ModuleList(
-            nn.Conv2d(below, 2 * K, kernel, padding=kernel // 2, bias=False) for below, K, kernel in layers
+            nn.Conv2d(below, 2 * K, kernel, padding=kernel // 2, bias=False)
+            for below, K, kernel in (layers if stacked else ())
         )
-        if not stacked:
-            self.from_below = nn.ModuleList()
 
     def last_states(self, maps: Sequence[Tensor]) -> list[Tensor]:
         last: list[Tensor] = []

@@ -30,7 +30,7 @@ class SVMFusion:
             from sklearn.svm import LinearSVC
         except ModuleNotFoundError as error:
             raise ModuleNotFoundError(
-                "SVMFusion needs scikit-learn: install it with `pip install scikit-learn`"
+                "SVMFusion needs scikit-learn: pip install convgru_fused[models]"
             ) from error
         self._svm: Any = LinearSVC(C=C, random_state=0)
         self._shape: tuple[int, int] | None = None  # streams, classes
