@@ -127,8 +127,10 @@ def direction(clips, pairs):
     return peaks[:, steps[:, 0], steps[:, 1]].argmax(1)
 
 
-def test_two_frames_tell_the_direction():
-    assert accuracy(lambda clips: direction(clips, [(0, 1)]), LimitedLifetimeDots(400)) > 0.97
+@pytest.mark.parametrize("t", [0, 1, 8])
+def test_two_frames_tell_the_direction(t):
+    """Any two: at every time, half of the dots live on."""
+    assert accuracy(lambda clips: direction(clips, [(t, t + 1)]), LimitedLifetimeDots(400)) > 0.97
 
 
 @pytest.mark.parametrize("order", ["forward", "reversed"])
@@ -334,6 +336,13 @@ def test_one_frame_of_dots_is_the_same_in_every_class(t):
 def test_one_frame_of_paths_is_the_same_in_both_classes(t):
     clips, labels = clips_and_labels(PathTracker(1600))
     assert largest_difference(statistics(clips[:, t]), labels) < NOISE
+
+
+def test_dots_without_markers_move_alike_in_both_classes():
+    """The exchange of ends makes them no faster."""
+    clips, labels = clips_and_labels(PathTracker(1000, frames=16, wander=1.0))
+    change = (clips[:, 8] - clips[:, 7]).abs()[:, :1]
+    assert largest_difference(torch.cat([change.sum((2, 3)), statistics(change)], dim=1), labels) < NOISE
 
 
 def test_both_ends_of_paths_are_the_same_in_both_classes():

@@ -160,3 +160,10 @@ def test_small_learns_the_order_of_two_frames(backend):
     assert loss < 0.1  # log 2 = 0.69 to start with
     # The layers' own scores show what the average hides.
     assert model.layer_scores(x).argmax(-1).T.tolist()[:3] == [[0, 1]] * 3
+
+
+@pytest.mark.parametrize("options", [{}, {"stacked": True}, {"bidirectional": True}], ids=str)
+def test_compiles_to_one_graph(options):
+    model, x = tiny(**options), clip()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    assert_close_to_reference(compiled(x), model(x))
