@@ -13,6 +13,7 @@ from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 from . import backends, ops
+from .checks import check_int, check_number
 from .eager import VARIANTS
 
 __all__ = ["conv_gru", "conv_gru_cell"]
@@ -83,9 +84,9 @@ def conv_gru(
 
     Under autocast all tensors but float64 ones are computed in autocast's dtype, and the result has it.
     """
-    _check_number("num_layers", num_layers, int, 1)
+    check_int("num_layers", num_layers)
     _check_variant(variant)
-    _check_number("dropout", dropout, (int, float), 0, 1)
+    check_number("dropout", dropout, 0, 1)
     D = 2 if bidirectional else 1
     layers = _split_params(params, bool(has_biases), num_layers * D)
     K = layers[0][1].size(1)
@@ -278,16 +279,6 @@ def _shape(tensor: Tensor) -> str:
 def _check_tensor(name: str, value: object) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: expected a Tensor, got {type(value).__name__}")
-
-
-def _check_number(
-    name: str, value: object, types: type | tuple[type, ...], low: float, high: float = float("inf")
-) -> None:
-    if not isinstance(value, types) or isinstance(value, bool):
-        raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
-    if not low <= value <= high:  # type: ignore[operator]
-        upper = "" if high == float("inf") else f" and at most {high}"
-        raise ValueError(f"{name}: expected at least {low}{upper}, got {value}")
 
 
 def _check_variant(variant: object) -> None:

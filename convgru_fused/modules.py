@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from . import functional
+from .checks import check_int, check_number
 from .functional import PARAMETER_NAMES
 
 
@@ -40,8 +41,8 @@ class _ConvGRUBase(nn.Module):
         dtype: torch.dtype | None,
     ) -> None:
         super().__init__()
-        functional._check_number("input_size", input_size, int, 1)
-        functional._check_number("hidden_size", hidden_size, int, 1)
+        check_int("input_size", input_size)
+        check_int("hidden_size", hidden_size)
         functional._check_variant(variant)
         self.input_size = input_size
         self.hidden_size = hidden_size
@@ -132,8 +133,8 @@ class ConvGRU(_ConvGRUBase):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        functional._check_number("num_layers", num_layers, int, 1)
-        functional._check_number("dropout", dropout, (int, float), 0, 1)
+        check_int("num_layers", num_layers)
+        check_number("dropout", dropout, 0, 1)
         directions = ("", "_reverse") if bidirectional else ("",)
         suffixes = {
             f"_l{layer}{direction}": input_size if layer == 0 else len(directions) * hidden_size

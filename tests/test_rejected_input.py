@@ -280,10 +280,10 @@ CONSTRUCTOR = {
         "kernel_size: expected an int or a pair of ints, got '33'",
     ),
     "no-channels": (dict(input_size=0), ValueError, "input_size: expected at least 1, got 0"),
-    "float-channels": (dict(input_size=3.0), TypeError, "input_size: expected a number, got float"),
+    "float-channels": (dict(input_size=3.0), TypeError, "input_size: expected an int, got float"),
     "no-hidden": (dict(hidden_size=0), ValueError, "hidden_size: expected at least 1, got 0"),
     "no-layers": (dict(num_layers=0), ValueError, "num_layers: expected at least 1, got 0"),
-    "layers-of-float": (dict(num_layers=1.5), TypeError, "num_layers: expected a number, got float"),
+    "layers-of-float": (dict(num_layers=1.5), TypeError, "num_layers: expected an int, got float"),
     "dropout-above-1": (dict(dropout=1.5), ValueError, "dropout: expected at least 0 and at most 1, got 1.5"),
     "dropout-negative": (
         dict(dropout=-0.1),

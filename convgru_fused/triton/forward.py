@@ -110,10 +110,12 @@ def _cudnn(p: Problem, walk: Walk, save_gates: bool) -> Tensor:
         kernel, constants = kernels.cudnn_step_kernel, {"K": K, **a.constants}
         return Launcher(kernel, p.batch, p.weight_hh, K, tensors, constants, convolved=convolved)
 
-    h, launch = walk.first, launcher(p.hx is not None).on(h=walk.first)
+    usual = launcher(True)
+    first = usual if p.hx is not None else launcher(False)
+    h, launch = walk.first, first.on(h=walk.first)
     for i, (t, t_h, t_next) in enumerate(walk.steps):
         if i == 1:
-            h, launch = walk.state, launcher(True)
+            h, launch = walk.state, usual
         launch(h[t_h], t=t, t_h=t_h, t_next=t_next)
     return p.empty(0) if gates is None else gates
 
