@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from . import plan
 from .bench import command
 from .fusing import command as fuse_command
+from .training import command as train_command
 
 
 def info() -> str:
@@ -52,6 +53,9 @@ def _parser() -> argparse.ArgumentParser:
     fuse_command.add_arguments(
         commands.add_parser("fuse", help="find the ConvGRUs of a model, and say what can be replaced")
     )
+    train_command.add_arguments(
+        commands.add_parser("train", help="train a video model on a generated task, or go on with it")
+    )
     return parser
 
 
@@ -70,4 +74,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if args.command == "fuse":
         return fuse_command.run(args)
+    if args.command == "train":
+        return train_command.run(args)
     return command.run(args)

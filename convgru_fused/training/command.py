@@ -1,0 +1,68 @@
+"""`python -m convgru_fused train`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from .catalogue import FAMILIES, TASKS
+
+EXIT_OK, EXIT_USAGE, EXIT_INTERRUPTED = 0, 2, 130
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the options of the command."""
+    parser.add_argument("--family", choices=FAMILIES, required=True, help="what is trained")
+    parser.add_argument("--task", choices=TASKS, required=True, help="on what")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="(default: 0)")
+    parser.add_argument("--steps", type=int, default=1000, metavar="N", help="(default: 1000)")
+    parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="(default: 32)")
+    parser.add_argument("--learning-rate", type=float, default=1e-3, metavar="X", help="(default: 0.001)")
+    parser.add_argument("--test-clips", type=int, default=512, metavar="N", help="(default: 512)")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
+    parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes that make clips")
+    parser.add_argument("--save-every", type=int, default=100, metavar="N", help="steps (default: 100)")
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="where a run is kept and resumed (default: runs/...)"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    from .engine import Run, train
+
+    try:
+        wanted = Run(
+            args.family,
+            args.task,
+            args.seed,
+            args.steps,
+            args.batch_size,
+            args.learning_rate,
+            test_clips=args.test_clips,
+        )
+        folder = args.out or Path("runs") / f"{args.task}-{args.family}-{args.seed}"
+
+        def say(step: int, loss: float) -> None:
+            if (step + 1) % 50 == 0:
+                print(f"step {step + 1} of {args.steps}: loss {loss:.3f}", flush=True)
+
+        result = train(
+            wanted,
+            folder,
+            device=args.device,
+            workers=args.workers,
+            save_every=args.save_every,
+            on_step=say,
+        )
+    except (TypeError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_USAGE
+    except KeyboardInterrupt:
+        print("\ninterrupted: the same command goes on from the last checkpoint", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    print(
+        f"accuracy {result.accuracy:.3f}; frames shuffled {result.shuffled_accuracy:.3f}, reversed "
+        f"{result.reversed_accuracy:.3f}; {result.parameters} parameters; {folder}"
+    )
+    return EXIT_OK

@@ -1,0 +1,203 @@
+"""One run: a family trained on a task from a seed, saved now and then, resumed where it stopped.
+
+Step s trains on clips s*batch_size to (s+1)*batch_size - 1 of the task, which are made when they are asked
+for, so no clip is seen twice. Everything that a step does follows from the run and the step: a run that is
+killed and resumed ends with the bits of one that was not.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Subset
+
+from convgru_fused.checks import check_int, check_number
+from convgru_fused.data import GeneratedTask
+
+from .catalogue import FAMILIES, TASKS, lookup
+
+CHECKPOINT, RECORD = "checkpoint.pt", "result.json"
+_TEST_SEEDS = 1 << 40  # test clips have seeds of their own, from here on
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is trained, on what, and how: all that a result depends on.
+
+    Raises TypeError or ValueError naming the field, what was expected and what came.
+    """
+
+    family: str  # of catalogue.FAMILIES
+    task: str  # of catalogue.TASKS
+    seed: int = 0  # of the initial weights, the clips and dropout
+    steps: int = 1000
+    batch_size: int = 32  # of all processes together
+    learning_rate: float = 1e-3  # the largest: it rises over a twentieth of the steps, then falls to zero
+    weight_decay: float = 0.0
+    clip_norm: float = 1.0  # of the gradient of all parameters
+    test_clips: int = 512
+    family_options: dict[str, Any] = field(default_factory=dict)
+    task_options: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        lookup("family", self.family, FAMILIES)
+        lookup("task", self.task, TASKS)
+        check_int("seed", self.seed, 0, _TEST_SEEDS - 1)
+        for name in ("steps", "batch_size", "test_clips"):
+            check_int(name, getattr(self, name))
+        for name in ("learning_rate", "weight_decay", "clip_norm"):
+            check_number(name, getattr(self, name), 0)
+
+    def clips(self, length: int, test: bool = False, **options: Any) -> GeneratedTask:
+        seed = self.seed + (_TEST_SEEDS if test else 0)
+        return TASKS[self.task](length, seed, **{**self.task_options, **options})
+
+    def model(self) -> nn.Module:
+        """With the weights that the run starts from."""
+        task = self.clips(1)
+        with torch.random.fork_rng():
+            torch.manual_seed(self.seed)
+            return FAMILIES[self.family](task.num_classes, task.frame_shape, **self.family_options)
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step: a line up, a cosine down."""
+        rise = max(1, self.steps // 20)
+        if step < rise:
+            return self.learning_rate * (step + 1) / rise
+        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, self.steps - rise)))
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came out of a run."""
+
+    run: Run
+    parameters: int  # that were trained
+    losses: list[float]  # of every step, before it
+    accuracy: float  # on the test clips
+    shuffled_accuracy: float  # on the same with their frames shuffled
+    reversed_accuracy: float  # on the same backwards, with the labels of what is then shown
+
+    def save(self, file: Path) -> None:
+        _replace(file, lambda part: part.write_text(json.dumps(asdict(self), indent=1)))
+
+
+def _replace(file: Path, write: Callable[[Path], object]) -> None:
+    """Writes a file so that a kill leaves the old one or the new one."""
+    part = file.with_suffix(".part")
+    write(part)
+    os.replace(part, file)
+
+
+def _batches(clips: GeneratedTask, first: int, run: Run, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
+    rest = Subset(clips, range(first * run.batch_size, len(clips)))
+    # A generator of its own: the loader draws a number, which must not be one of dropout's.
+    yield from DataLoader(rest, run.batch_size, num_workers=workers, generator=torch.Generator())
+
+
+def evaluate(model: nn.Module, clips: GeneratedTask, batch_size: int = 64, device: Any = "cpu") -> float:
+    """The part of the clips that a model gets right."""
+    was_training = model.training
+    model.eval()
+    right = 0
+    with torch.inference_mode():
+        for clip, label in DataLoader(clips, batch_size, generator=torch.Generator()):
+            right += int((model(clip.to(device)).argmax(1).cpu() == label).sum())
+    model.train(was_training)
+    return right / len(clips)
+
+
+def train(
+    run: Run,
+    folder: Path,
+    *,
+    device: torch.device | str = "cpu",
+    workers: int = 0,
+    save_every: int = 100,
+    amp: torch.dtype | None = None,
+    on_step: Callable[[int, float], None] = lambda step, loss: None,
+) -> Result:
+    """Trains a model, or goes on where the folder's checkpoint is; evaluates it, and leaves its record there.
+
+    Args:
+        run: what to train.
+        folder: for the checkpoint and the record; made if it is not there.
+        workers: processes that make clips.
+        save_every: steps between checkpoints.
+        amp: autocast's dtype, or None.
+        on_step: called after every step.
+
+    Raises:
+        ValueError: the folder has the checkpoint of another run, or one that cannot be read.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    device = torch.device(device)
+    model = run.model().to(device).train()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, run.learning_rate, weight_decay=run.weight_decay)
+    losses: list[float] = []
+    torch.manual_seed(run.seed)  # of dropout
+    checkpoint = folder / CHECKPOINT
+    if checkpoint.exists():
+        losses = _restore(checkpoint, run, model, optimizer, device)
+    clips = run.clips(run.steps * run.batch_size)
+    for step, (clip, label) in enumerate(_batches(clips, len(losses), run, workers), start=len(losses)):
+        for group in optimizer.param_groups:
+            group["lr"] = run.rate(step)
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(device.type, amp, enabled=amp is not None):
+            scores = model(clip.to(device))
+        loss = F.nll_loss(scores.float(), label.to(device))
+        loss.backward()
+        nn.utils.clip_grad_norm_(trained, run.clip_norm)
+        optimizer.step()
+        losses.append(loss.item())
+        on_step(step, losses[-1])
+        if len(losses) % save_every == 0 or len(losses) == run.steps:
+            _save(checkpoint, run, model, optimizer, losses)
+    accuracies = (
+        evaluate(model, run.clips(run.test_clips, test=True, order=order), device=device)
+        for order in ("forward", "shuffled", "reversed")
+    )
+    result = Result(run, sum(p.numel() for p in trained), losses, *accuracies)
+    result.save(folder / RECORD)
+    return result
+
+
+def _save(
+    file: Path, run: Run, model: nn.Module, optimizer: torch.optim.Optimizer, losses: list[float]
+) -> None:
+    state = {
+        "run": asdict(run),
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "losses": losses,
+        "random": torch.get_rng_state(),
+    }
+    _replace(file, lambda part: torch.save(state, part))
+
+
+def _restore(
+    file: Path, run: Run, model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device
+) -> list[float]:
+    """The losses so far; model, optimizer and random numbers as they were."""
+    try:
+        state = torch.load(file, map_location=device, weights_only=True)
+    except Exception as error:  # whatever a file can be wrong with
+        raise ValueError(f"{file}: expected a checkpoint, got {error}") from error
+    if state["run"] != asdict(run):
+        different = [name for name, value in asdict(run).items() if state["run"].get(name) != value]
+        raise ValueError(f"{file}: expected the checkpoint of this run, got one with another {different[0]}")
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    torch.set_rng_state(state["random"].cpu())
+    return state["losses"]

@@ -1,0 +1,162 @@
+"""A run ends the same however often it is interrupted; its record says what the controls say."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from convgru_fused import use_backend
+from convgru_fused.cli import main
+from convgru_fused.training.catalogue import FAMILIES, TASKS
+from convgru_fused.training.engine import CHECKPOINT, RECORD, Run, evaluate, train
+
+DOTS = dict(task="dots", steps=12, batch_size=4, test_clips=16, task_options={"dots": 20})
+DROPPING = Run("lrcn", **DOTS, family_options={"dropout": 0.5})
+
+
+def weights(folder):
+    return torch.load(folder / CHECKPOINT, weights_only=True)["model"]
+
+
+KILLED = """
+import os, signal
+from pathlib import Path
+from test_engine import DROPPING
+from convgru_fused.training.engine import train
+
+def kill(step, loss):
+    if step == 7:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+train(DROPPING, Path(FOLDER), save_every=5, on_step=kill)
+"""
+
+
+def test_killed_and_resumed_is_the_same(run_python, tmp_path):
+    torch.set_num_threads(1)
+    whole = train(DROPPING, tmp_path / "whole", save_every=5)
+    folder = tmp_path / "killed"
+    code = f"import sys; sys.path.insert(0, {str(__file__.rpartition('/')[0])!r}); FOLDER = {str(folder)!r}\n"
+    killed = run_python(code + KILLED, OMP_NUM_THREADS="1")
+    assert killed.returncode == -9 and not (folder / RECORD).exists(), killed.stderr
+    steps = []
+    resumed = train(DROPPING, folder, save_every=5, on_step=lambda step, loss: steps.append(step))
+    assert steps == [5, 6, 7, 8, 9, 10, 11]
+    assert resumed == whole
+    expected = weights(tmp_path / "whole")
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(folder).items())
+
+
+def test_a_finished_run_is_only_evaluated_again(tmp_path):
+    first = train(DROPPING, tmp_path)
+    assert train(DROPPING, tmp_path, on_step=lambda step, loss: pytest.fail("a step")) == first
+
+
+def test_seeds_differ_and_repeat(tmp_path):
+    first, again, other = (
+        train(replace(DROPPING, seed=seed), tmp_path / name).losses
+        for name, seed in (("first", 0), ("again", 0), ("other", 1))
+    )
+    assert first == again
+    assert not set(first) & set(other)
+
+
+def test_workers_change_nothing(tmp_path):
+    run = Run("single_frame", **DOTS)
+    assert train(run, tmp_path / "none") == train(run, tmp_path / "two", workers=2)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("task", TASKS)
+def test_every_family_on_every_task(family, task, tmp_path):
+    options = {"events": {"gap": 2}, "paths": {"frames": 16}, "dots": {"frames": 16}}[task]
+    run = Run(family, task, steps=2, batch_size=2, test_clips=2, task_options=options)
+    result = train(run, tmp_path)
+    assert len(result.losses) == 2 and all(loss > 0 for loss in result.losses)
+    record = json.loads((tmp_path / RECORD).read_text())
+    assert record["run"]["family"] == family and record["losses"] == result.losses
+    assert result.parameters == sum(p.numel() for p in run.model().parameters() if p.requires_grad)
+
+
+def test_it_learns_and_the_controls_say_what(tmp_path):
+    """Direction of motion: gone with the order of frames; reversed, the other direction."""
+    options = {"coherence": (1.0, 1.0)}
+    run = Run("early_fusion", "dots", steps=160, learning_rate=3e-3, test_clips=200, task_options=options)
+    result = train(run, tmp_path)
+    assert result.accuracy > 0.5 and result.reversed_accuracy > 0.5
+    assert result.shuffled_accuracy < 0.25  # chance is an eighth
+    blind = train(replace(run, family="single_frame", steps=20), tmp_path / "blind")
+    assert blind.accuracy < 0.25
+
+
+def test_losses_do_not_depend_on_the_backend(tmp_path):
+    run = Run("grurcn", **{**DOTS, "steps": 3})
+    losses = {}
+    for name in ("eager", "cpu"):
+        with use_backend(name):
+            losses[name] = torch.tensor(train(run, tmp_path / name).losses)
+    torch.testing.assert_close(losses["cpu"], losses["eager"], atol=0, rtol=1e-4)
+
+
+def test_amp(tmp_path):
+    result = train(Run("lrcn", **DOTS), tmp_path, amp=torch.bfloat16)
+    assert all(loss > 0 for loss in result.losses)
+
+
+def test_evaluation_leaves_the_mode_alone():
+    run = Run("lrcn", **DOTS)
+    model = run.model().train()
+    evaluate(model, run.clips(4, test=True))
+    assert model.training
+
+
+def test_test_clips_are_others():
+    run = Run("lrcn", **DOTS)
+    assert not torch.equal(run.clips(1)[0][0], run.clips(1, test=True)[0][0])
+
+
+def test_rate():
+    run = Run("lrcn", "dots", steps=100, learning_rate=2.0)
+    rates = [run.rate(step) for step in range(100)]
+    assert max(rates) == rates[4] == rates[5] == 2.0 and rates[0] == pytest.approx(0.4)
+    assert rates[5:] == sorted(rates[5:], reverse=True) and 0 < rates[-1] < 0.01
+
+
+BAD = {
+    "family": (dict(family="gru"), ValueError, "family: expected one of 'single_frame', .* got 'gru'"),
+    "task": (dict(task="chess"), ValueError, "task: expected one of 'dots', 'events', 'paths', got 'chess'"),
+    "steps": (dict(steps=0), ValueError, "steps: expected at least 1, got 0"),
+    "seed": (dict(seed=-1), ValueError, "seed: expected at least 0"),
+    "batch": (dict(batch_size=2.5), TypeError, "batch_size: expected an int, got float"),
+    "rate": (dict(learning_rate=float("nan")), ValueError, "learning_rate: expected at least 0, got nan"),
+}
+
+
+@pytest.mark.parametrize(("change", "error", "words"), BAD.values(), ids=BAD)
+def test_bad_runs(change, error, words):
+    with pytest.raises(error, match=words):
+        Run(**{"family": "lrcn", "task": "dots", **change})
+
+
+def test_other_checkpoints_are_refused(tmp_path):
+    train(DROPPING, tmp_path)
+    with pytest.raises(
+        ValueError, match=r"checkpoint.pt: expected the checkpoint of this run, .* another seed"
+    ):
+        train(replace(DROPPING, seed=1), tmp_path)
+    (tmp_path / CHECKPOINT).write_bytes(b"half of a")
+    with pytest.raises(ValueError, match=r"checkpoint.pt: expected a checkpoint, got"):
+        train(DROPPING, tmp_path)
+
+
+def test_command(tmp_path, capsys):
+    command = ["train", "--family", "lrcn", "--task", "dots", "--steps", "50", "--batch-size", "2"]
+    command += ["--test-clips", "4", "--out", str(tmp_path)]
+    assert main(command) == 0
+    text = capsys.readouterr().out.splitlines()
+    assert text[0].startswith("step 50 of 50: loss ") and text[1].startswith("accuracy 0.")
+    assert main([*command, "--seed", "3"]) == 2
+    assert "another seed" in capsys.readouterr().err
+    assert main([*command, "--learning-rate", "-1"]) == 2
+    assert "learning_rate: expected at least 0, got -1.0" in capsys.readouterr().err
