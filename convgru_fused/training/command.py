@@ -29,7 +29,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    import torch
+
     from .engine import Run, train
+    from .processes import joined
 
     try:
         wanted = Run(
@@ -47,20 +50,24 @@ def run(args: argparse.Namespace) -> int:
             if (step + 1) % 50 == 0:
                 print(f"step {step + 1} of {args.steps}: loss {loss:.3f}", flush=True)
 
-        result = train(
-            wanted,
-            folder,
-            device=args.device,
-            workers=args.workers,
-            save_every=args.save_every,
-            on_step=say,
-        )
+        with joined(torch.device(args.device)) as (processes, device):
+            result = train(
+                wanted,
+                folder,
+                device=device,
+                workers=args.workers,
+                save_every=args.save_every,
+                processes=processes,
+                on_step=say if processes.rank == 0 else lambda step, loss: None,
+            )
     except (TypeError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USAGE
     except KeyboardInterrupt:
         print("\ninterrupted: the same command goes on from the last checkpoint", file=sys.stderr)
         return EXIT_INTERRUPTED
+    if processes.rank > 0:
+        return EXIT_OK
     print(
         f"accuracy {result.accuracy:.3f}; frames shuffled {result.shuffled_accuracy:.3f}, reversed "
         f"{result.reversed_accuracy:.3f}; {result.parameters} parameters; {folder}"

@@ -24,7 +24,9 @@ from convgru_fused.checks import check_int, check_number
 from convgru_fused.data import GeneratedTask
 
 from .catalogue import FAMILIES, TASKS, lookup
+from .processes import Processes
 
+ALONE = Processes()
 CHECKPOINT, RECORD = "checkpoint.pt", "result.json"
 _TEST_SEEDS = 1 << 40  # test clips have seeds of their own, from here on
 
@@ -98,10 +100,15 @@ def _replace(file: Path, write: Callable[[Path], object]) -> None:
     os.replace(part, file)
 
 
-def _batches(clips: GeneratedTask, first: int, run: Run, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
-    rest = Subset(clips, range(first * run.batch_size, len(clips)))
+def _batches(
+    clips: GeneratedTask, first: int, run: Run, workers: int, processes: Processes
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """This process's part of every step's batch."""
+    size = run.batch_size // processes.size
+    begins = range(first * run.batch_size + processes.rank * size, len(clips), run.batch_size)
+    rest = Subset(clips, [begin + i for begin in begins for i in range(size)])
     # A generator of its own: the loader draws a number, which must not be one of dropout's.
-    yield from DataLoader(rest, run.batch_size, num_workers=workers, generator=torch.Generator())
+    yield from DataLoader(rest, size, num_workers=workers, generator=torch.Generator())
 
 
 def evaluate(model: nn.Module, clips: GeneratedTask, batch_size: int = 64, device: Any = "cpu") -> float:
@@ -124,6 +131,7 @@ def train(
     workers: int = 0,
     save_every: int = 100,
     amp: torch.dtype | None = None,
+    processes: Processes = ALONE,
     on_step: Callable[[int, float], None] = lambda step, loss: None,
 ) -> Result:
     """Trains a model, or goes on where the folder's checkpoint is; evaluates it, and leaves its record there.
@@ -134,60 +142,83 @@ def train(
         workers: processes that make clips.
         save_every: steps between checkpoints.
         amp: autocast's dtype, or None.
+        processes: that train together; each takes its part of every batch.
         on_step: called after every step.
 
     Raises:
-        ValueError: the folder has the checkpoint of another run, or one that cannot be read.
+        ValueError: the folder has the checkpoint of another run, or one that cannot be read; or the batch
+            cannot be divided among the processes.
     """
+    if run.batch_size % processes.size:
+        raise ValueError(
+            f"batch_size: expected a multiple of {processes.size} processes, got {run.batch_size}"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     device = torch.device(device)
     model = run.model().to(device).train()
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, run.learning_rate, weight_decay=run.weight_decay)
     losses: list[float] = []
-    torch.manual_seed(run.seed)  # of dropout
+    torch.manual_seed(run.seed * processes.size + processes.rank)  # of dropout
     checkpoint = folder / CHECKPOINT
     if checkpoint.exists():
-        losses = _restore(checkpoint, run, model, optimizer, device)
+        losses = _restore(checkpoint, run, model, optimizer, device, processes)
+    together = processes.wrap(model)
     clips = run.clips(run.steps * run.batch_size)
-    for step, (clip, label) in enumerate(_batches(clips, len(losses), run, workers), start=len(losses)):
+    batches = _batches(clips, len(losses), run, workers, processes)
+    for step, (clip, label) in enumerate(batches, start=len(losses)):
         for group in optimizer.param_groups:
             group["lr"] = run.rate(step)
         optimizer.zero_grad(set_to_none=True)
         with torch.autocast(device.type, amp, enabled=amp is not None):
-            scores = model(clip.to(device))
+            scores = together(clip.to(device))
         loss = F.nll_loss(scores.float(), label.to(device))
         loss.backward()
         nn.utils.clip_grad_norm_(trained, run.clip_norm)
         optimizer.step()
-        losses.append(loss.item())
+        losses.append(processes.mean(loss))
         on_step(step, losses[-1])
         if len(losses) % save_every == 0 or len(losses) == run.steps:
-            _save(checkpoint, run, model, optimizer, losses)
+            _save(checkpoint, run, model, optimizer, losses, processes)
     accuracies = (
         evaluate(model, run.clips(run.test_clips, test=True, order=order), device=device)
         for order in ("forward", "shuffled", "reversed")
     )
     result = Result(run, sum(p.numel() for p in trained), losses, *accuracies)
-    result.save(folder / RECORD)
+    if processes.rank == 0:
+        result.save(folder / RECORD)
     return result
 
 
 def _save(
-    file: Path, run: Run, model: nn.Module, optimizer: torch.optim.Optimizer, losses: list[float]
+    file: Path,
+    run: Run,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    losses: list[float],
+    processes: Processes,
 ) -> None:
+    """By the first process; the others wait until the file is there."""
+    random = processes.gather(torch.get_rng_state())
     state = {
         "run": asdict(run),
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
         "losses": losses,
-        "random": torch.get_rng_state(),
+        "random": random,
     }
-    _replace(file, lambda part: torch.save(state, part))
+    if processes.rank == 0:
+        _replace(file, lambda part: torch.save(state, part))
+    processes.wait()
 
 
 def _restore(
-    file: Path, run: Run, model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device
+    file: Path,
+    run: Run,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    device: torch.device,
+    processes: Processes,
 ) -> list[float]:
     """The losses so far; model, optimizer and random numbers as they were."""
     try:
@@ -199,5 +230,9 @@ def _restore(
         raise ValueError(f"{file}: expected the checkpoint of this run, got one with another {different[0]}")
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
-    torch.set_rng_state(state["random"].cpu())
+    if len(state["random"]) != processes.size:
+        raise ValueError(
+            f"{file}: expected a checkpoint of {processes.size} processes, got {len(state['random'])}"
+        )
+    torch.set_rng_state(state["random"][processes.rank].cpu())
     return state["losses"]

@@ -10,6 +10,7 @@ from convgru_fused import use_backend
 from convgru_fused.cli import main
 from convgru_fused.training.catalogue import FAMILIES, TASKS
 from convgru_fused.training.engine import CHECKPOINT, RECORD, Run, evaluate, train
+from convgru_fused.training.processes import Processes
 
 DOTS = dict(task="dots", steps=12, batch_size=4, test_clips=16, task_options={"dots": 20})
 DROPPING = Run("lrcn", **DOTS, family_options={"dropout": 0.5})
@@ -148,6 +149,30 @@ def test_other_checkpoints_are_refused(tmp_path):
     (tmp_path / CHECKPOINT).write_bytes(b"half of a")
     with pytest.raises(ValueError, match=r"checkpoint.pt: expected a checkpoint, got"):
         train(DROPPING, tmp_path)
+
+
+def test_two_processes_train_as_one(run_python, tmp_path):
+    """By torchrun: the same losses, and going on from a checkpoint of both."""
+    options = ["train", "--family", "lrcn", "--task", "dots", "--batch-size", "8", "--test-clips", "8"]
+    options += ["--save-every", "4"]
+
+    def losses(steps, folder, *start):
+        command = [*options, "--steps", str(steps), "--out", str(folder)]
+        arguments = [*start, "-m", "convgru_fused", *command]
+        code = f"import subprocess, sys; sys.exit(subprocess.call([sys.executable, *{arguments!r}]))"
+        result = run_python(code, OMP_NUM_THREADS="1")
+        assert result.returncode == 0, result.stderr
+        assert result.stdout.count("accuracy") == 1
+        return torch.tensor(json.loads((folder / RECORD).read_text())["losses"])
+
+    two = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    expected, together = losses(6, tmp_path / "one"), losses(6, tmp_path / "two", *two)
+    torch.testing.assert_close(together, expected, atol=0, rtol=1e-4)
+    run = Run("lrcn", "dots", steps=6, batch_size=8, test_clips=8)
+    with pytest.raises(ValueError, match="expected a checkpoint of 1 processes, got 2"):
+        train(run, tmp_path / "two")
+    with pytest.raises(ValueError, match="batch_size: expected a multiple of 3 processes, got 8"):
+        train(run, tmp_path, processes=Processes(0, 3))
 
 
 def test_command(tmp_path, capsys):
