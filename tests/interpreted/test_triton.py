@@ -27,7 +27,7 @@ if not ops.triton_interprets():
 
 from test_relu import check_operators
 
-from convgru_fused.triton import launch, tiles, tuning
+from convgru_fused.triton import kernels, launch, tiles, tuning
 
 # Small ones that together have every argument, each of them missing, both ways of loading, tails everywhere.
 CASES = (
@@ -270,3 +270,38 @@ def test_under_compile_and_functional_transforms():
             gradients[name] |= {f"compiled {n}": p.grad.clone() for n, p in model.named_parameters()}
         model.zero_grad()
     assert_gradients_close(gradients["triton"], gradients["eager"])
+
+
+def test_later_launches_go_by_position():
+    """What a GPU's first launch gives back is launched with the same arguments, in the kernel's order."""
+    calls = []
+
+    class Compiled:
+        def __getitem__(self, grid):
+            return lambda *args: calls.append((grid, dict(zip(Kernel.arg_names, args, strict=True))))
+
+    class Kernel:
+        __name__ = "add_kernel"
+        arg_names = kernels.add_kernel.arg_names
+
+        def __getitem__(self, grid):
+            def first(**arguments):
+                assert arguments.pop("num_warps") == tiles.INTERPRETED.warps
+                assert arguments.pop("num_stages") == tiles.INTERPRETED.stages
+                calls.append((grid, arguments))
+                return Compiled()
+
+            return first
+
+    tensors = {"images": torch.zeros(1, 3, 3, 24), "carry": torch.zeros(1, 3, 3, 8)}
+    batch, weight = launch.Batch(1, 3, 3, fast=False), torch.zeros(8, 8, 3, 3)
+    add = launch.Launcher(Kernel(), batch, weight, 24, tensors, {"C": 8, "STRIDE": 24, "K": 8})
+    for _ in range(3):
+        add(tensors["images"])
+    first, *later = calls
+    assert len(later) == 2 and set(first[1]) == set(Kernel.arg_names)
+    for grid, arguments in later:
+        assert grid == first[0]
+        assert all(
+            arguments[name] is first[1][name] or arguments[name] == first[1][name] for name in arguments
+        )
