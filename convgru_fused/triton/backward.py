@@ -3,6 +3,7 @@ PyTorch's own convolutions."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -35,6 +36,18 @@ def previous_states(p: Problem, output: Tensor) -> Tensor:
     return torch.where(starts.view(T, N, 1, 1, 1), h0, previous)
 
 
+@dataclass(frozen=True)
+class Buffers:
+    """What the recurrence backwards reads and writes, (T,N,H,W,.)."""
+
+    grad_output: Tensor  # K
+    gates: Tensor
+    previous: Tensor  # K: the states before the steps
+    d: Tensor  # 3K r|z|n out: the gradients of the pre-activations
+    hidden: Tensor  # 3K out: those of U*h + b, r|z|q; for others than "cudnn" d itself
+    rh: Tensor | None  # K out: r.h, if it is wanted
+
+
 def conv_gru_backward(
     p: Problem, grad_output: Tensor, output: Tensor, gates: Tensor, wanted: list[bool]
 ) -> list[Tensor | None]:
@@ -50,10 +63,10 @@ def conv_gru_backward(
         gates = recomputed_gates(p, previous)
     gates = gates.contiguous()
     d = p.empty(T, N, H, W, 3 * K)
-    hidden = p.empty(T, N, H, W, 3 * K) if p.cudnn else d  # the d of U*h + b
+    hidden = p.empty(T, N, H, W, 3 * K) if p.cudnn else d
     rh = p.empty(T, N, H, W, K) if wanted[3] and not p.cudnn else None
-    run = _cudnn if p.cudnn else _gru_rcn
-    carry = run(p, memory(grad_output), gates, previous, d, hidden, rh, wanted[1])
+    buffers = Buffers(memory(grad_output), gates, previous, d, hidden, rh)
+    carry = (_cudnn if p.cudnn else _gru_rcn)(p, buffers, wants_hx=wanted[1])
 
     # Everything else, for all steps at once.
     def convolution_gradients(d: Tensor, x: Tensor, weight: Tensor, mask: list[bool]) -> tuple[Any, Any]:
@@ -102,31 +115,22 @@ def conv_gru_backward(
     return [g.contiguous() if g is not None and i in (2, 3) else g for i, g in enumerate(gradients)]
 
 
-def _gru_rcn(
-    p: Problem,
-    grad_output: Tensor,
-    gates: Tensor,
-    previous: Tensor,
-    d: Tensor,
-    hidden: Tensor,
-    rh: Tensor | None,
-    wants_hx: bool,
-) -> Tensor:
+def _gru_rcn(p: Problem, b: Buffers, wants_hx: bool) -> Tensor:
     """Fills d and rh; returns the gradient of the initial state, if it is wanted."""
     T, N, K, H, W = p.sizes
-    carry = torch.zeros(N, H, W, K, dtype=torch.float32, device=d.device)
+    carry = torch.zeros(N, H, W, K, dtype=torch.float32, device=b.d.device)
     by_rz, by_n = (transposed(w) for w in (p.weight_hh[: 2 * K], p.weight_hh[2 * K :]))
-    shared = {"gates": gates, "h": previous, "carry": carry, "d": d}
+    shared = {"gates": b.gates, "h": b.previous, "carry": carry, "d": b.d}
 
     def candidate(convolved: bool) -> Launcher:
-        tensors = {"grad_output": grad_output, "lengths": p.lengths, **shared}
+        tensors = {"grad_output": b.grad_output, "lengths": p.lengths, **shared}
         constants = {"K": K, "RELU": p.relu}
         kernel = kernels.candidate_backward_kernel
         return Launcher(kernel, p.batch, by_rz, 3 * K, tensors, constants, convolved=convolved)
 
     def reset_update(convolved: bool) -> Launcher:
         kernel = kernels.reset_update_backward_kernel
-        return Launcher(kernel, p.batch, by_n, 3 * K, {"rh": rh, **shared}, {"K": K}, convolved=convolved)
+        return Launcher(kernel, p.batch, by_n, 3 * K, {"rh": b.rh, **shared}, {"K": K}, convolved=convolved)
 
     steps = list(time_steps(T, p.reverse))[::-1]
     first, second = candidate(False), reset_update(True)
@@ -136,50 +140,41 @@ def _gru_rcn(
             first = candidate(True)
         if i == T - 1 and p.hx is None:
             second = reset_update(False)  # before a zero state nothing flows further
-        first(d[t_next, ..., : 2 * K], t=t, t_next=t_next)
-        second(d[t, ..., 2 * K :], t=t)
+        first(b.d[t_next, ..., : 2 * K], t=t, t_next=t_next)
+        second(b.d[t, ..., 2 * K :], t=t)
         t_next = t
     if wants_hx:
-        add_convolution(p, d[t_next], by_rz, 3 * K, carry)
+        add_convolution(p, b.d[t_next], by_rz, 3 * K, carry)
     return carry
 
 
-def _cudnn(
-    p: Problem,
-    grad_output: Tensor,
-    gates: Tensor,
-    previous: Tensor,
-    d: Tensor,
-    hidden: Tensor,
-    rh: Tensor | None,
-    wants_hx: bool,
-) -> Tensor:
+def _cudnn(p: Problem, b: Buffers, wants_hx: bool) -> Tensor:
     """Fills d and hidden; returns the gradient of the initial state, if it is wanted."""
     T, N, K, H, W = p.sizes
-    carry = torch.zeros(N, H, W, K, dtype=torch.float32, device=d.device)
+    carry = torch.zeros(N, H, W, K, dtype=torch.float32, device=b.d.device)
     by_all = transposed(p.weight_hh)
-
     tensors = {
-        "grad_output": grad_output,
-        "gates": gates,
-        "h": previous,
+        "grad_output": b.grad_output,
+        "gates": b.gates,
+        "h": b.previous,
         "carry": carry,
-        "d": d,
-        "hidden": hidden,
+        "d": b.d,
+        "hidden": b.hidden,
+        "lengths": p.lengths,
     }
 
     def launcher(convolved: bool) -> Launcher:
-        kernel, arguments = kernels.cudnn_step_backward_kernel, {**tensors, "lengths": p.lengths}
-        return Launcher(kernel, p.batch, by_all, 3 * K, arguments, {"K": K}, convolved=convolved)
+        kernel = kernels.cudnn_step_backward_kernel
+        return Launcher(kernel, p.batch, by_all, 3 * K, tensors, {"K": K}, convolved=convolved)
 
     launch, t_next = launcher(False), 0
     for i, t in enumerate(list(time_steps(T, p.reverse))[::-1]):
         if i == 1:
             launch = launcher(True)
-        launch(hidden[t_next], t=t, t_next=t_next)
+        launch(b.hidden[t_next], t=t, t_next=t_next)
         t_next = t
     if wants_hx:
-        add_convolution(p, hidden[t_next], by_all, 3 * K, carry)
+        add_convolution(p, b.hidden[t_next], by_all, 3 * K, carry)
     return carry
 
 
