@@ -14,7 +14,7 @@ from . import kernels
 from .forward import recomputed_gates
 from .launch import Launcher
 from .layout import images_of, in_format, memory
-from .problem import Problem
+from .problem import Problem, expect
 
 
 def transposed(weight: Tensor) -> Tensor:
@@ -54,6 +54,9 @@ def conv_gru_backward(
     """The gradients of input, hx, weight_ih, weight_hh, bias_ih, bias_hh and gate_bias that are wanted, None
     for the others; gates may be (0,), then they are computed again."""
     T, N, K, H, W = p.sizes
+    for name, images in (("grad_output", grad_output), ("output", output)):
+        expect(name, images, [(T, N, K, H, W)], p.weight_hh)
+    expect("gates", gates, [(0,), (T, N, H, W, p.planes * K)], p.weight_hh)
     if output.numel() == 0:  # no output depends on anything
         tensors = (p.input, p.hx, p.weight_ih, p.weight_hh, p.bias_ih, p.bias_hh, p.gate_bias)
         pairs = zip(tensors, wanted, strict=True)

@@ -13,6 +13,18 @@ from .launch import Batch
 from .layout import images_of, memory
 
 
+def expect(name: str, tensor: Tensor | None, shapes: list[tuple[int, ...]], like: Tensor) -> None:
+    """Raises ValueError for a tensor of another shape, or of another dtype or device than `like`."""
+    if tensor is None:
+        return
+    if tuple(tensor.shape) not in shapes:
+        raise ValueError(f"{name}: expected {' or '.join(map(str, shapes))}, got {tuple(tensor.shape)}")
+    if (tensor.dtype, tensor.device) != (like.dtype, like.device):
+        raise ValueError(
+            f"{name}: expected {like.dtype} on {like.device}, got {tensor.dtype} on {tensor.device}"
+        )
+
+
 @dataclass(frozen=True, eq=False)
 class Problem:
     """What one call is about."""
@@ -28,6 +40,27 @@ class Problem:
     variant: str
     reverse: bool
     fast: bool
+
+    def __post_init__(self) -> None:
+        """Raises ValueError if the arguments do not fit together: the kernels do not look."""
+        if self.weight_hh.dim() != 4 or (self.input is None) != (self.weight_ih is None):
+            raise ValueError("weight_hh, weight_ih: expected 4 dimensions, and weight_ih together with input")
+        sequence = self.gate_bias if self.input is None else self.input
+        if sequence is None or sequence.dim() != 5 or self.images.dim() < 4:
+            raise ValueError("input, gate_bias: expected (T,N,C,H,W) of one of them")
+        T, N, K, H, W = self.sizes
+        C = 0 if self.input is None else self.input.size(2)
+        expect("input", self.input, [(T, N, C, H, W)], self.weight_hh)
+        expect("hx", self.hx, [(N, K, H, W)], self.weight_hh)
+        expect("gate_bias", self.gate_bias, [(T, N, 3 * K, H, W), (T, N, 3 * K, 1, 1)], self.weight_hh)
+        for name, weight, channels in (("weight_ih", self.weight_ih, C), ("weight_hh", self.weight_hh, K)):
+            if weight is not None:
+                kh, kw = weight.shape[2:]
+                expect(name, weight, [(3 * K, channels, kh | 1, kw | 1)], self.weight_hh)
+        for name, bias in (("bias_ih", self.bias_ih), ("bias_hh", self.bias_hh)):
+            expect(name, bias, [(3 * K,)], self.weight_hh)
+        if self.lengths is not None and (self.lengths.shape != (N,) or self.lengths.dtype != torch.int64):
+            raise ValueError(f"lengths: expected {N} 64-bit integers, got {tuple(self.lengths.shape)}")
 
     @property
     def images(self) -> Tensor:

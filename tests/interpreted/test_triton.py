@@ -305,3 +305,37 @@ def test_later_launches_go_by_position():
         assert all(
             arguments[name] is first[1][name] or arguments[name] == first[1][name] for name in arguments
         )
+
+
+BAD = {
+    "hx": (1, torch.zeros(2, 7, 5, 9), "hx: expected .2, 8, 5, 9., got .2, 7, 5, 9."),
+    "weight_ih": (2, torch.zeros(24, 3, 2, 3), r"weight_ih: expected .24, 3, 3, 3., got .24, 3, 2, 3."),
+    "weight_hh": (3, torch.zeros(20, 8, 3, 3), "weight_hh: expected .24, 8, 3, 3., got .20, 8, 3, 3."),
+    "bias": (
+        5,
+        torch.zeros(24, dtype=torch.float64),
+        "bias_hh: expected torch.float32 on cpu, got torch.float64",
+    ),
+    "gate_bias": (6, torch.zeros(4, 2, 24, 5, 1), "gate_bias: expected .4, 2, 24, 5, 9. or"),
+    "lengths": (7, torch.zeros(3, dtype=torch.int64), "lengths: expected 2 64-bit integers, got .3,."),
+    "input": (0, torch.zeros(4, 2, 5, 9), "input, gate_bias: expected .T,N,C,H,W."),
+}
+
+
+@pytest.mark.parametrize(("index", "tensor", "words"), BAD.values(), ids=BAD)
+def test_operators_refuse_what_does_not_fit(index, tensor, words):
+    (sample,) = forwards("plain", variants=["gru-rcn"])
+    arguments = [*sample.arguments(torch.float32), False, True]
+    arguments[index] = tensor
+    with torch.no_grad(), pytest.raises(ValueError, match=words):
+        ops.TRITON.forward(*arguments)
+
+
+def test_the_gradient_refuses_gates_of_another_size():
+    (sample,) = forwards("plain", variants=["gru-rcn"])
+    *tensors, variant, reverse = sample.arguments(torch.float32)
+    output, gates = ops.TRITON.forward(*tensors, variant, reverse, False, True)
+    mask = [tensor is not None for tensor in tensors[:7]]
+    with pytest.raises(ValueError, match="gates: expected .0,. or .4, 2, 5, 9, 24., got .3, 2, 5, 9, 24."):
+        grad_output = sample.grad_output(torch.float32)
+        ops.TRITON.backward(grad_output, *tensors, output, gates[1:], variant, reverse, False, mask)
