@@ -278,36 +278,21 @@ class Operators:
 
     def __init__(self, name: str) -> None:
         """name: of conv_gru, with the dispatcher."""
-        self.name = f"convgru_fused::{name}"
+        self.names = name, f"{name}_backward"
 
     @cached_property
     def forward(self) -> Any:
-        return getattr(torch.ops.convgru_fused, self.name.split("::")[1]).default
+        return getattr(torch.ops.convgru_fused, self.names[0]).default
 
     @cached_property
     def backward(self) -> Any:
-        return getattr(torch.ops.convgru_fused, f"{self.name.split('::')[1]}_backward").default
+        return getattr(torch.ops.convgru_fused, self.names[1]).default
 
-    def conv_gru(
-        self,
-        input: Tensor | None,
-        hx: Tensor | None,
-        weight_ih: Tensor | None,
-        weight_hh: Tensor,
-        bias_ih: Tensor | None,
-        bias_hh: Tensor | None,
-        gate_bias: Tensor | None,
-        lengths: Tensor | None,
-        variant: str,
-        reverse: bool,
-        *,
-        save_gates: bool,
-    ) -> Tensor:
-        """`eager.conv_gru` as one operator. save_gates keeps r, z, n for the backward pass, which otherwise
-        computes them again from the states."""
-        tensors = (input, hx, weight_ih, weight_hh, bias_ih, bias_hh, gate_bias, lengths)
-        fast = numerics.allows_fast(weight_hh.device.type)
-        output, _ = self.call_forward(*tensors, variant, reverse, fast, save_gates)
+    def conv_gru(self, *args: Any, save_gates: bool) -> Tensor:
+        """`eager.conv_gru`, whose arguments these are, as one operator. save_gates keeps r, z, n for the
+        backward pass, which otherwise computes them again from the states."""
+        fast = numerics.allows_fast(args[3].device.type)  # weight_hh's
+        output, _ = self.call_forward(*args, fast, save_gates)
         return output
 
     def call_forward(self, *args: Any) -> tuple[Tensor, Tensor]:
@@ -316,9 +301,8 @@ class Operators:
         operator = self.forward
         if torch.compiler.is_compiling() or torch.is_grad_enabled() or torch.is_inference_mode_enabled():
             return operator(*args)
-        with (
-            torch._C._AutoDispatchBelowAutograd()
-        ):  # whose rule is in Python, and takes its time to do nothing
+        # The rule of autograd is in Python, and takes its time to do nothing.
+        with torch._C._AutoDispatchBelowAutograd():
             return operator(*args)
 
     def call_backward(self, *args: Any) -> tuple[Tensor, ...]:
@@ -361,7 +345,7 @@ class Operators:
 
     def register(self, library: torch.library.Library) -> None:
         """The rules of both operators, which are defined."""
-        forward, backward = self.name, f"{self.name}_backward"
+        forward, backward = (f"convgru_fused::{name}" for name in self.names)
         torch.library.register_fake(forward, _conv_gru_fake, lib=library)
         torch.library.register_fake(backward, _conv_gru_backward_fake, lib=library)
         torch.library.register_autograd(
@@ -438,11 +422,12 @@ def _register() -> torch.library.Library:
     library = torch.library.Library("convgru_fused", "FRAGMENT")
     if not missing_reason:
         NATIVE.register(library)
-    library.define(f"triton_conv_gru{FORWARD_SCHEMA}")
-    library.define(f"triton_conv_gru_backward{BACKWARD_SCHEMA}")
-    for device_type in ("CUDA", *(("CPU",) if triton_interprets() else ())):
-        library.impl(TRITON.name, _triton_conv_gru, device_type)
-        library.impl(f"{TRITON.name}_backward", _triton_conv_gru_backward, device_type)
+    implementations = (_triton_conv_gru, _triton_conv_gru_backward)
+    schemas = (FORWARD_SCHEMA, BACKWARD_SCHEMA)
+    for name, schema, implementation in zip(TRITON.names, schemas, implementations, strict=True):
+        library.define(name + schema)
+        for device_type in ("CUDA", *(("CPU",) if triton_interprets() else ())):
+            library.impl(name, implementation, device_type)
     TRITON.register(library)
     return library
 

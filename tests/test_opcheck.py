@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.library import opcheck
 
+from convgru_fused.ops import NATIVE, TRITON
 from convgru_fused.testing import (
     assert_close_to_reference,
     assert_gradients_close,
@@ -42,6 +43,11 @@ def test_forward(sample):
 @pytest.mark.parametrize("sample", list(sample_inputs()), ids=str)
 def test_backward(sample):
     opcheck(ops.conv_gru_backward.default, backward_arguments(sample, torch.float32), test_utils=QUICK)
+
+
+def test_triton_has_the_schemas_of_the_native_operators():
+    for native, triton in ((NATIVE.forward, TRITON.forward), (NATIVE.backward, TRITON.backward)):
+        assert str(triton._schema) == str(native._schema).replace("::", "::triton_")
 
 
 # Tracing takes a while, so not all samples: together these have every argument, and each of them missing.

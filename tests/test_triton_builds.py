@@ -59,8 +59,7 @@ MISSING = ("sums",)
 
 def tile_of(architecture, itemsize, kernel):
     backend, number = ("cuda", architecture) if isinstance(architecture, int) else ("hip", 0)
-    tile = tiles.of_architecture(backend, number)[itemsize]
-    return replace(tile, channels=tile.channels // tiles.SHARES[kernel.__name__]).of_image(28, 28)
+    return tiles.of_architecture(backend, number, itemsize, kernel.__name__).of_image(28, 28)
 
 
 def compiled(kernel, architecture, dtype, tile, missing=MISSING):

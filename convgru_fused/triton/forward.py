@@ -68,22 +68,21 @@ def _gru_rcn(p: Problem, walk: Walk, save_gates: bool) -> Tensor:
     constants = {"C": C, "K": K, **a.constants, "KEEP": save_gates}
     of_candidate = {"state": walk.state, "output": walk.output, "lengths": p.lengths, "RELU": p.relu}
 
-    def launchers(convolved: bool) -> tuple[Launcher, Launcher]:
+    def launchers(convolved: bool) -> list[Launcher]:
         options: Any = {"convolved": convolved or joined, "x_channels": C}
         U_rz, U_n = w_hh[: 2 * K], w_hh[2 * K :]
         first = {**shared, "weight_x": weights_x[0]}
         second = {**shared, **of_candidate, "weight_x": weights_x[1]}
-        return (
+        return [
             Launcher(kernels.reset_update_kernel, p.batch, U_rz, K, first, constants, **options),
             Launcher(kernels.candidate_kernel, p.batch, U_n, K, second, constants, **options),
-        )
+        ]
 
-    usual = launchers(True)
-    first, second = usual if p.hx is not None else launchers(False)
-    h, pair = walk.first, (first.on(h=walk.first), second.on(h=walk.first))
+    usual = launchers(p.hx is not None)
+    h, pair = walk.first, [launch.on(h=walk.first) for launch in usual]
     for i, (t, t_h, t_next) in enumerate(walk.steps):
         if i == 1:
-            h, pair = walk.state, usual
+            h, pair = walk.state, usual if p.hx is not None else launchers(True)
         t_gates = t if gates.size(0) == T else 0
         pair[0](h[t_h], t=t, t_h=t_h, t_gates=t_gates)
         pair[1](rh, t=t, t_h=t_h, t_gates=t_gates, t_next=t_next)
@@ -110,12 +109,11 @@ def _cudnn(p: Problem, walk: Walk, save_gates: bool) -> Tensor:
         kernel, constants = kernels.cudnn_step_kernel, {"K": K, **a.constants}
         return Launcher(kernel, p.batch, p.weight_hh, K, tensors, constants, convolved=convolved)
 
-    usual = launcher(True)
-    first = usual if p.hx is not None else launcher(False)
-    h, launch = walk.first, first.on(h=walk.first)
+    usual = launcher(p.hx is not None)
+    h, launch = walk.first, usual.on(h=walk.first)
     for i, (t, t_h, t_next) in enumerate(walk.steps):
         if i == 1:
-            h, launch = walk.state, usual
+            h, launch = walk.state, usual if p.hx is not None else launcher(True)
         launch(h[t_h], t=t, t_h=t_h, t_next=t_next)
     return p.empty(0) if gates is None else gates
 

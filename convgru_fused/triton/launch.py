@@ -17,7 +17,7 @@ from triton.runtime.errors import OutOfResources
 
 from . import tuning
 from .layout import images_of, memory
-from .tiles import Tile, candidates, prefers_library
+from .tiles import Tile, candidates, choose, prefers_library
 
 
 def packed(weight: Tensor) -> Tensor:
@@ -62,8 +62,7 @@ class Launcher:
         # Without a convolution nothing is loaded by descriptors, and one channel forbids them.
         channels = (in_, stride, x_channels) if taps else (1,)
         self.batch, self.out = batch, out // gates
-        self.candidates = candidates(kernel.__name__, weight, batch.H, batch.W, self.out, channels)
-        self.tile = self.candidates[0]
+        self.tile = choose(kernel.__name__, weight, batch.H, batch.W, self.out, channels)
         self.key = (
             f"{kernel.__name__}, {weight.dtype}, {in_}+{x_channels}->{self.out}, {kh}x{kw}, "
             f"{batch.H}x{batch.W}, {'tf32' if batch.fast else 'ieee'}"
@@ -130,7 +129,8 @@ class Launcher:
 
         device = torch.cuda.get_device_name(self.weight.device) if self.weight.is_cuda else "interpreter"
         key = f"{device}, triton {triton.__version__}, {self.key}"
-        self.tile = tuning.best(key, self.candidates, seconds)
+        batch = self.batch
+        self.tile = tuning.best(key, candidates(self.tile, batch.H, batch.W, self.out), seconds)
 
 
 def _allocate(size: int, alignment: int, stream: int | None) -> Tensor:

@@ -8,7 +8,8 @@ from functools import cache
 
 import torch
 import triton
-from triton import knobs
+
+from ..ops import triton_interprets
 
 
 @dataclass(frozen=True)
@@ -81,12 +82,13 @@ SHARES = {
 INTERPRETED = _tile(256, 32, 32, True, 4, 1)
 
 
-def of_architecture(backend: str, arch: int) -> dict[int, Tile]:
-    """The table of the newest architecture up to `arch`; by size of an element."""
+def of_architecture(backend: str, arch: int, itemsize: int, kernel: str) -> Tile:
+    """The tile of a kernel in the table of the newest architecture up to `arch`."""
     known = [key for key in TILES if key[0] == backend and key[1] <= arch]
     if not known:
         raise ValueError(f"no tiles for {backend} {arch}")
-    return TILES[max(known)]
+    tile = TILES[max(known)][itemsize]
+    return replace(tile, channels=tile.channels // SHARES[kernel])
 
 
 @cache
@@ -100,34 +102,39 @@ def _architecture(device_index: int | None) -> tuple[str, int]:
 def prefers_library(weight: torch.Tensor, fast: bool) -> bool:
     """Whether PyTorch's own convolution is taken, and only what follows it is ours: where there are no tensor
     cores for the type."""
-    return weight.element_size() == 4 and not fast and not knobs.runtime.interpret
+    return weight.element_size() == 4 and not fast and not triton_interprets()
 
 
-def candidates(
-    kernel: str, weight: torch.Tensor, H: int, W: int, out: int, channels: tuple[int, ...]
-) -> list[Tile]:
-    """Tiles of a kernel, for a convolution of images HxW to `out` channels, on the device and in the dtype of
-    a weight: that of the table, then others to be measured.
+def _fitted(tile: Tile, H: int, W: int, out: int) -> Tile:
+    """For images HxW and so many output channels."""
+    most = max(16, triton.next_power_of_2(out))
+    return replace(tile, channels=min(tile.channels, most)).of_image(H, W)
+
+
+def choose(kernel: str, weight: torch.Tensor, H: int, W: int, out: int, channels: tuple[int, ...]) -> Tile:
+    """The tile of a kernel, for a convolution of images HxW to `out` channels, on the device and in the dtype
+    of a weight.
 
     channels: input channels and distances of pixels, which must all be multiples of 16 bytes if descriptors
     are to be used.
     """
     size = weight.element_size()
-    if knobs.runtime.interpret:
+    if triton_interprets():
         tile = INTERPRETED
     else:
-        tile = of_architecture(*_architecture(weight.device.index))[size]
-        tile = replace(tile, channels=max(16, tile.channels // SHARES[kernel]))
+        tile = of_architecture(*_architecture(weight.device.index), size, kernel)
     if any(c * size % 16 for c in channels):
         tile = replace(tile, descriptors=False)
+    return _fitted(tile, H, W, out)
+
+
+def candidates(chosen: Tile, H: int, W: int, out: int) -> list[Tile]:
+    """The tile that was chosen, and others to be measured."""
     others = [
         _tile(rows, width, depth, descriptors, warps, stages)
         for rows, width in ((64, 64), (128, 64), (128, 128), (256, 64), (256, 128))
         for depth in (32, 64)
         for warps, stages in ((4, 4), (8, 3))
-        for descriptors in {False, tile.descriptors}
+        for descriptors in {False, chosen.descriptors}
     ]
-    most = max(16, triton.next_power_of_2(out))
-    return list(
-        dict.fromkeys(replace(t, channels=min(t.channels, most)).of_image(H, W) for t in (tile, *others))
-    )
+    return list(dict.fromkeys([chosen, *(_fitted(tile, H, W, out) for tile in others)]))
