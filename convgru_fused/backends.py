@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from . import eager, ops
+from .checks import check_choice
 
 ENVIRONMENT_VARIABLE = "CONVGRU_FUSED_BACKEND"
 
@@ -124,12 +125,6 @@ class _Selection:
 _selection = _Selection()
 
 
-def _check_name(name: str, origin: str) -> str:
-    if name not in BACKENDS:
-        raise ValueError(f"{origin}: expected one of {', '.join(map(repr, BACKENDS))}, got {name!r}")
-    return name
-
-
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
     """Run everything inside the `with` block on one backend; there is no silent fallback from it.
@@ -143,7 +138,7 @@ def use_backend(name: str) -> Iterator[None]:
 
     The setting is process-wide: threads that run at the same time share it.
     """
-    backend = BACKENDS[_check_name(name, "name")]
+    backend = BACKENDS[check_choice("name", name, BACKENDS)]
     if backend.missing():
         raise ValueError(f"name: backend {name!r} is not available: {backend.missing()}")
     before, _selection.name = _selection.name, name
@@ -202,6 +197,6 @@ def backends() -> BackendTable:
 
 
 if ENVIRONMENT_VARIABLE in os.environ:
-    _selection.name = _check_name(
-        os.environ[ENVIRONMENT_VARIABLE], f"environment variable {ENVIRONMENT_VARIABLE}"
+    _selection.name = check_choice(
+        f"environment variable {ENVIRONMENT_VARIABLE}", os.environ[ENVIRONMENT_VARIABLE], BACKENDS
     )

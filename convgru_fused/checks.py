@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -33,9 +33,18 @@ def check_bool(name: str, value: object) -> None:
         raise TypeError(f"{name}: expected a bool, got {type(value).__name__}")
 
 
-def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
+def check_choice(name: str, value: Any, choices: Collection[str]) -> str:
+    """One of some words."""
     if value not in choices:
         raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}")
+    return value
+
+
+def check_blocks(value: Any) -> list[tuple[int, ...]]:
+    """The argument `blocks` of networks: for each block the channels of its convolutions."""
+    if isinstance(value, str) or not isinstance(value, Sequence) or not value:
+        raise TypeError(f"blocks: expected a sequence of sequences of ints, got {value!r}")
+    return [check_sizes(f"blocks[{i}]", block) for i, block in enumerate(value)]
 
 
 def check_names(name: str, value: object) -> tuple[str, ...]:

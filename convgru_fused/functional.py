@@ -13,7 +13,7 @@ from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 from . import backends, ops
-from .checks import check_int, check_number
+from .checks import check_choice, check_int, check_number
 from .eager import VARIANTS
 
 __all__ = ["conv_gru", "conv_gru_cell"]
@@ -85,7 +85,7 @@ def conv_gru(
     Under autocast all tensors but float64 ones are computed in autocast's dtype, and the result has it.
     """
     check_int("num_layers", num_layers)
-    _check_variant(variant)
+    check_choice("variant", variant, VARIANTS)
     check_number("dropout", dropout, 0, 1)
     D = 2 if bidirectional else 1
     layers = _split_params(params, bool(has_biases), num_layers * D)
@@ -163,7 +163,7 @@ def conv_gru_cell(
     Raises:
         TypeError, ValueError: as `conv_gru`.
     """
-    _check_variant(variant)
+    check_choice("variant", variant, VARIANTS)
     layer = (weight_ih, weight_hh, bias_ih, bias_hh)
     backend, batched = _checked_cell(input, hx, layer, gate_bias, variant)
     if not batched:
@@ -279,11 +279,6 @@ def _shape(tensor: Tensor) -> str:
 def _check_tensor(name: str, value: object) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: expected a Tensor, got {type(value).__name__}")
-
-
-def _check_variant(variant: object) -> None:
-    if variant not in VARIANTS:
-        raise ValueError(f"variant: expected one of {', '.join(map(repr, VARIANTS))}, got {variant!r}")
 
 
 def _required(input: Tensor | None, hx: Tensor | None, gate_bias: Tensor | None) -> Tensor:

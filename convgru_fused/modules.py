@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from . import functional
-from .checks import check_int, check_number
+from .checks import check_choice, check_int, check_number
+from .eager import VARIANTS
 from .functional import PARAMETER_NAMES
 
 
@@ -43,7 +44,7 @@ class _ConvGRUBase(nn.Module):
         super().__init__()
         check_int("input_size", input_size)
         check_int("hidden_size", hidden_size)
-        functional._check_variant(variant)
+        check_choice("variant", variant, VARIANTS)
         self.input_size = input_size
         self.hidden_size = hidden_size
         self.kernel_size = _kernel_pair(kernel_size)

@@ -7,21 +7,17 @@ from typing import Any
 
 import torch
 
+from .checks import check_choice
+
 ENVIRONMENT_VARIABLE = "CONVGRU_FUSED_PRECISION"
 SETTINGS = ("fast", "strict")
-
-
-def _check(setting: str, origin: str) -> str:
-    if setting not in SETTINGS:
-        raise ValueError(f"{origin}: expected one of {', '.join(map(repr, SETTINGS))}, got {setting!r}")
-    return setting
 
 
 class _State:
     """The setting in force; process-wide, like the flags of torch.backends."""
 
-    setting = _check(
-        os.environ.get(ENVIRONMENT_VARIABLE, "fast"), f"environment variable {ENVIRONMENT_VARIABLE}"
+    setting = check_choice(
+        f"environment variable {ENVIRONMENT_VARIABLE}", os.environ.get(ENVIRONMENT_VARIABLE, "fast"), SETTINGS
     )
 
 
@@ -46,7 +42,7 @@ class precision:
 
     def __init__(self, setting: str) -> None:
         self._before = _State.setting
-        _State.setting = _check(setting, "setting")
+        _State.setting = check_choice("setting", setting, SETTINGS)
 
     def __enter__(self) -> precision:
         return self

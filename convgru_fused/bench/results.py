@@ -4,13 +4,13 @@ it."""
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from ..files import replace_file
 from .check import Error
 from .workloads import MODES, Workload
 
@@ -120,10 +120,8 @@ class Document:
 
     def save(self, path: Path) -> None:
         """Writes the document in one step: a reader, or the next run, sees all of it or the one before."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(path.name + ".part")
-        temporary.write_text(json.dumps({"schema": SCHEMA, **asdict(self)}, indent=1) + "\n")
-        os.replace(temporary, path)
+        text = json.dumps({"schema": SCHEMA, **asdict(self)}, indent=1) + "\n"
+        replace_file(path, lambda part: part.write_text(text))
 
 
 def load(path: Path) -> Document:

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from convgru_fused.checks import check_number, check_sizes
+from convgru_fused.checks import check_blocks, check_number, check_sizes
 
 from .backbones import output_features
 from .scores import dense_layers, initialize_for_relu
@@ -68,13 +68,11 @@ class C3D(WindowModel):
         dropout: float = 0.5,
     ) -> None:
         super().__init__(num_classes, frame_shape, frames, stride)
-        if isinstance(blocks, str) or not isinstance(blocks, Sequence) or not blocks:
-            raise TypeError(f"blocks: expected a sequence of sequences of ints, got {blocks!r}")
         check_number("dropout", dropout, 0, 1)
         layers: list[nn.Module] = []
         channels = self.frame_shape[0]
-        for index, block in enumerate(blocks):
-            for size in check_sizes(f"blocks[{index}]", block):
+        for index, block in enumerate(check_blocks(blocks)):
+            for size in block:
                 layers += [nn.Conv3d(channels, size, 3, padding=1), nn.ReLU(inplace=True)]
                 channels = size
             layers.append(_Pool(1 if index == 0 else 2))

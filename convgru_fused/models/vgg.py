@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from convgru_fused.checks import check_int, check_names, check_number, check_sizes
+from convgru_fused.checks import check_blocks, check_int, check_names, check_number, check_sizes
 
 from .scores import initialize_for_relu
 
@@ -50,9 +50,7 @@ class VGG(nn.Module):
         layers: Sequence[str] = PYRAMID,
     ) -> None:
         super().__init__()
-        if isinstance(blocks, str) or not isinstance(blocks, Sequence) or not blocks:
-            raise TypeError(f"blocks: expected a sequence of sequences of ints, got {blocks!r}")
-        sizes = [check_sizes(f"blocks[{i}]", block) for i, block in enumerate(blocks)]
+        sizes = check_blocks(blocks)
         widths = check_sizes("dense", dense)
         check_int("num_outputs", num_outputs)
         check_int("in_channels", in_channels)

@@ -48,10 +48,3 @@ FAMILIES: dict[str, Callable[..., nn.Module]] = {
     "convlstm": _pyramid(ConvLSTM),
     "grurcn": _pyramid(GRURCN),
 }
-
-
-def lookup(kind: str, name: str, table: dict[str, Any]) -> Any:
-    """What `name` stands for. Raises ValueError naming all of them."""
-    if name not in table:
-        raise ValueError(f"{kind}: expected one of {', '.join(map(repr, table))}, got {name!r}")
-    return table[name]

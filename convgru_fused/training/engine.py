@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,10 +19,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Subset
 
-from convgru_fused.checks import check_int, check_number
+from convgru_fused.checks import check_choice, check_int, check_number
 from convgru_fused.data import GeneratedTask
+from convgru_fused.files import replace_file
 
-from .catalogue import FAMILIES, TASKS, lookup
+from .catalogue import FAMILIES, TASKS
 from .processes import Processes
 
 ALONE = Processes()
@@ -51,8 +51,8 @@ class Run:
     task_options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        lookup("family", self.family, FAMILIES)
-        lookup("task", self.task, TASKS)
+        check_choice("family", self.family, FAMILIES)
+        check_choice("task", self.task, TASKS)
         check_int("seed", self.seed, 0, _TEST_SEEDS - 1)
         for name in ("steps", "batch_size", "test_clips"):
             check_int(name, getattr(self, name))
@@ -90,14 +90,7 @@ class Result:
     reversed_accuracy: float  # on the same backwards, with the labels of what is then shown
 
     def save(self, file: Path) -> None:
-        _replace(file, lambda part: part.write_text(json.dumps(asdict(self), indent=1)))
-
-
-def _replace(file: Path, write: Callable[[Path], object]) -> None:
-    """Writes a file so that a kill leaves the old one or the new one."""
-    part = file.with_suffix(".part")
-    write(part)
-    os.replace(part, file)
+        replace_file(file, lambda part: part.write_text(json.dumps(asdict(self), indent=1)))
 
 
 def _batches(
@@ -208,7 +201,7 @@ def _save(
         "random": random,
     }
     if processes.rank == 0:
-        _replace(file, lambda part: torch.save(state, part))
+        replace_file(file, lambda part: torch.save(state, part))
     processes.wait()
 
 

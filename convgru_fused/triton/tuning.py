@@ -7,12 +7,12 @@ from __future__ import annotations
 import json
 import math
 import os
-import tempfile
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
 
+from ..files import replace_file
 from .tiles import Tile
 
 SWITCH, FOLDER = "CONVGRU_FUSED_AUTOTUNE", "CONVGRU_FUSED_CACHE"
@@ -42,12 +42,9 @@ def _read(file: Path) -> dict[str, Tile]:
 
 
 def _write(file: Path, tiles: dict[str, Tile]) -> None:
-    """All at once, so that another process never reads half of it."""
+    text = json.dumps({key: asdict(tile) for key, tile in sorted(tiles.items())}, indent=1)
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=file.parent, suffix=".json", delete=False) as part:
-            json.dump({key: asdict(tile) for key, tile in sorted(tiles.items())}, part, indent=1)
-        os.replace(part.name, file)
+        replace_file(file, lambda part: part.write_text(text))
     except OSError as error:
         warnings.warn(f"{file}: cannot remember tiles: {error}", stacklevel=2)
 
