@@ -145,12 +145,12 @@ def test_other_types(architecture, dtype, kernel, tmp_path):
     check(kernel, architecture, dtype, tile_of(architecture, 2 if dtype == "fp16" else 4, kernel), tmp_path)
 
 
-@pytest.mark.parametrize(
-    "kernel", [kernels.reset_update_kernel, kernels.candidate_kernel], ids=lambda k: k.__name__
-)
-def test_without_an_input_to_convolve_or_lengths(kernel, tmp_path):
-    """As in the steps of a sequence."""
-    missing = ("sums", "x", "weight_x", "output", "lengths")
+@pytest.mark.parametrize("kernel", ALL, ids=lambda k: k.__name__)
+def test_without_what_is_optional(kernel, tmp_path):
+    """As in most steps of a sequence."""
+    missing = ("sums", "x", "weight_x", "output", "lengths", "bias", "rh")
+    if kernel in (kernels.reset_update_kernel, kernels.candidate_kernel):
+        missing = missing[:-1]
     check(kernel, 90, "bf16", tile_of(90, 2, kernel), tmp_path, missing)
 
 

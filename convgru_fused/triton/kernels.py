@@ -350,10 +350,11 @@ def _state_gradient(acc, grad_output, carry, i, o_step, mask, lengths, t, rows):
     carried on if that is so."""
     so_far = acc + tl.load(carry + i, mask=mask, other=0.0)
     grad = so_far + tl.load(grad_output + o_step + i, mask=mask, other=0.0).to(tl.float32)
-    if lengths is None:
-        return grad, tl.zeros_like(grad)
-    valid = (t < tl.load(lengths + rows.n, mask=rows.there, other=0))[:, None]
-    return tl.where(valid, grad, 0.0), tl.where(valid, 0.0, so_far)
+    passed_on = tl.zeros_like(grad)
+    if lengths is not None:
+        valid = (t < tl.load(lengths + rows.n, mask=rows.there, other=0))[:, None]
+        grad, passed_on = tl.where(valid, grad, 0.0), tl.where(valid, 0.0, so_far)
+    return grad, passed_on
 
 
 @triton.jit(do_not_specialize=STEPS)

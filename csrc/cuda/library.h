@@ -26,7 +26,7 @@ inline Tensor convolution(const Tensor& x, const Tensor& weight) {
   const auto options = detail::same_options(weight);
   std::array<StableIValue, 9> stack{from(x), from(weight), from(Optional())};
   std::copy(options.begin(), options.end(), stack.begin() + 3);
-  STABLE_TORCH_ERROR_CODE_CHECK(
+  TORCH_ERROR_CODE_CHECK(
       torch_call_dispatcher("aten::convolution", "", stack.data(), TORCH_ABI_VERSION));
   return stable::detail::to<Tensor>(stack[0]);
 }
@@ -44,7 +44,7 @@ inline ConvolutionGradients convolution_backward(
   std::copy(options.begin(), options.end(), stack.begin() + 4);
   const std::array<bool, 3> mask{wants_x, wants_weight, false};
   stack[10] = from(torch::headeronly::HeaderOnlyArrayRef<bool>(mask.data(), mask.size()));
-  STABLE_TORCH_ERROR_CODE_CHECK(
+  TORCH_ERROR_CODE_CHECK(
       torch_call_dispatcher("aten::convolution_backward", "", stack.data(), TORCH_ABI_VERSION));
   ConvolutionGradients gradients{stable::detail::to<Tensor>(stack[0]), stable::detail::to<Tensor>(stack[1])};
   stable::detail::to<Tensor>(stack[2]);  // takes over the reference

@@ -1,0 +1,86 @@
+"""Where the time of a workload goes on a GPU: its kernels by time, for each backend.
+
+python benchmarks/gpu_kernels.py ROW[,ROW] [--mode forward|train] [--contenders cuda,triton,tuned] [--top N]
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from convgru_fused.bench import contenders, measure, program, workloads
+
+
+def by_kernel(run: program.Program, calls: int) -> dict[str, tuple[float, float]]:
+    """Of each kernel the milliseconds and the launches of one call."""
+    run.activate()
+    for _ in range(3):
+        run()
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CUDA]) as trace:
+        for _ in range(calls):
+            run()
+        torch.cuda.synchronize()
+    found = {}
+    for event in trace.key_averages():
+        if event.self_device_time_total:
+            found[event.key] = (event.self_device_time_total * 1e-3 / calls, event.count / calls)
+    return found
+
+
+def milliseconds(run: program.Program, calls: int) -> float:
+    """Of one call, on the device's clock."""
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    start.record()
+    for _ in range(calls):
+        run()
+    end.record()
+    torch.cuda.synchronize()
+    return start.elapsed_time(end) / calls
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("rows", type=lambda text: text.split(","))
+    parser.add_argument("--mode", choices=workloads.MODES, default="forward")
+    parser.add_argument(
+        "--contenders", type=lambda text: text.split(","), default=["cuda", "triton", "tuned"]
+    )
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--top", type=int, default=8)
+    parser.add_argument("--calls", type=int, default=5)
+    args = parser.parse_args()
+    peers = [name for name in args.contenders if name in contenders.PEERS]
+    ours = [name for name in args.contenders if name not in contenders.PEERS]
+    settings = measure.Settings(
+        torch.device("cuda"),
+        getattr(torch, args.dtype),
+        modes=(args.mode,),
+        peers=tuple(peers),
+        backends=tuple(ours),
+    )
+    with measure.prepared(settings):
+        for workload in workloads.select(args.rows):
+            data = workload.make_inputs(settings.device, settings.dtype)
+            job = program.Job(workload, args.mode, settings.variant, (data,))
+            for contender in settings.contenders():
+                show(workload, contender.name, contender.build(replace(job)), args)
+
+
+def show(workload: workloads.Workload, name: str, run: program.Program, args: argparse.Namespace) -> None:
+    """Prints the kernels of a program, those with most time first."""
+    found = by_kernel(run, args.calls)
+    total = milliseconds(run, args.calls)
+    inside = sum(ms for ms, _ in found.values())
+    print(f"\n{workload.name} {args.mode}, {name}: {total:.3f} ms, of them in kernels {inside:.3f} ms")
+    for kernel, (ms, count) in sorted(found.items(), key=lambda item: -item[1][0])[: args.top]:
+        print(f"  {ms:9.3f} ms {count:6.0f}x {1e3 * ms / count:9.1f} us  {kernel[:100]}")
+    run.release()
+
+
+if __name__ == "__main__":
+    main()
