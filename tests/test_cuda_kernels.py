@@ -104,7 +104,8 @@ class _HostRun(torch.autograd.Function):
 @pytest.fixture
 def backend(library, monkeypatch):
     """The name of the backend on the host, of which run() knows; the arguments of backend() set how it runs:
-    resident_blocks is the size of the GPU, 0 if it cannot run a sequence by one kernel."""
+    resident_blocks is the size of the GPU, 0 if it cannot run a sequence by one kernel; by_library leaves the
+    convolutions of the steps to PyTorch."""
     options = {"tf32": False}
 
     def conv_gru(*args, save_gates):
@@ -114,7 +115,8 @@ def backend(library, monkeypatch):
     name = "cuda on the host"
     monkeypatch.setitem(BACKENDS, name, Backend(name, "", lambda: "", lambda problem: [], conv_gru))
 
-    def configure(seed=0, tf32=False, resident_blocks=24):
+    def configure(seed=0, tf32=False, resident_blocks=24, by_library=False):
+        library.cuda_on_host_least_operations_of_library(ctypes.c_double(0 if by_library else 1e300))
         library.cuda_on_host_seed(seed)
         library.cuda_on_host_resident_blocks(resident_blocks)
         options["tf32"] = tf32
@@ -147,6 +149,16 @@ def test_gradients_from_recomputed_gates(backend, resident_blocks, dtype, sample
     """Every kernel but those of TF32 is in here: `make sanitize` runs it."""
     backend_on_host = backend(resident_blocks=resident_blocks)
     output, gradients = run(backend_on_host, sample, dtype, save_gates=False)
+    expected_output, expected_gradients = reference(sample, dtype)
+    assert_close_to_reference(output, expected_output)
+    assert_gradients_close(gradients, expected_gradients)
+
+
+@pytest.mark.parametrize("sample", list(sample_inputs()), ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("save_gates", [True, False], ids=["kept", "recomputed"])
+def test_convolutions_by_library(backend, dtype, sample, save_gates):
+    output, gradients = run(backend(by_library=True), sample, dtype, save_gates=save_gates)
     expected_output, expected_gradients = reference(sample, dtype)
     assert_close_to_reference(output, expected_output)
     assert_gradients_close(gradients, expected_gradients)

@@ -93,16 +93,18 @@ class Loader {
 };
 
 // Adds the products of all pieces of the depth. load(piece) starts to copy one, left(piece) and right(piece)
-// are where the factors then are.
-template <class Config, class Load, class Left, class Right>
+// are where the factors then are; meanwhile() is done while the first are under way.
+template <class Config, class Load, class Left, class Right, class Meanwhile>
 CONVGRU_DEVICE void add_pieces(
-    typename Config::Products& products, int pieces, const Load& load, const Left& left, const Right& right) {
+    typename Config::Products& products, int pieces, const Load& load, const Left& left, const Right& right,
+    const Meanwhile& meanwhile) {
   constexpr int kStages = Config::kStages;
   const auto load_if_any = [&](int piece) {
     if (piece < pieces) load(piece);
     copy_async_commit();
   };
   for (int piece = 0; piece < kStages - 1; ++piece) load_if_any(piece);
+  meanwhile();
   for (int piece = 0; piece < pieces; ++piece) {
     copy_async_wait<kStages - 2>();
     __syncthreads();  // the piece is there, and everybody is done with the stage that is filled next
@@ -113,36 +115,103 @@ CONVGRU_DEVICE void add_pieces(
   __syncthreads();
 }
 
-// The sums of a tile to the epilogue, by way of `shared`, so that neighbouring threads have neighbouring
-// channels.
+// The epilogue of a tile: the sums go to it by way of `shared`, so that neighbouring threads have
+// neighbouring channels, and a thread some of them together where in_vectors allows it.
 template <class T, class Config, class Epilogue>
-CONVGRU_DEVICE void finish_tile(
-    const typename Config::Products& products, const Convolution<T>& conv, const Epilogue& epilogue,
-    int64_t first_row, int first_column, void* shared) {
-  using A = compute_t<T>;
-  constexpr int kTileRows = Config::kTileRows, kTileColumns = Config::kTileColumns;
-  A* const sums = static_cast<A*>(shared);
-  products.store(sums, Config::kSumsStride);
-  __syncthreads();
-  const int64_t left = conv.batch * conv.height * conv.width - first_row;
-  const int rows = left < kTileRows ? static_cast<int>(left) : kTileRows;
-  if constexpr (kThreeGates<Epilogue>) {
-    constexpr int kHidden = kTileColumns / 3;
-    for (int i = threadIdx.x; i < rows * kHidden; i += Config::kThreads) {
-      const int row = i / kHidden, hidden = i % kHidden, channel = first_column / 3 + hidden;
-      const A* c =
-          sums + row * Config::kSumsStride + hidden / kCudnnGroup * (3 * kCudnnGroup) + hidden % kCudnnGroup;
-      if (channel < epilogue.K)
-        apply(epilogue, first_row + row, channel, c[0], c[kCudnnGroup], c[2 * kCudnnGroup]);
-    }
-  } else {
-    for (int i = threadIdx.x; i < rows * kTileColumns; i += Config::kThreads) {
-      const int row = i / kTileColumns, column = i % kTileColumns;
-      if (first_column + column < conv.out)
-        apply(epilogue, first_row + row, first_column + column, sums[row * Config::kSumsStride + column]);
+class TileEpilogue {
+ public:
+  CONVGRU_DEVICE TileEpilogue(
+      const Convolution<T>& conv, const Epilogue& epilogue, int64_t first_row, int first_column)
+      : epilogue_(epilogue),
+        first_row_(first_row),
+        first_channel_(first_column / kGates),
+        channels_(kGates == 1 ? conv.out : conv.out / kGates),
+        in_vectors_(in_vectors(epilogue)) {
+    const int64_t left = conv.batch * conv.height * conv.width - first_row;
+    rows_ = left < Config::kTileRows ? static_cast<int>(left) : Config::kTileRows;
+  }
+
+  // Starts to read what does not depend on the sums.
+  CONVGRU_DEVICE void fetch() {
+    if (!in_vectors_) return;
+#pragma unroll
+    for (int j = 0; j < kVectors; ++j) {
+      const int row = row_of<kVector<T>>(j), channel = channel_of<kVector<T>>(j);
+      if (row < rows_ && first_channel_ + channel < channels_)
+        operands_[j].fetch(epilogue_, first_row_ + row, first_channel_ + channel);
     }
   }
-}
+
+  CONVGRU_DEVICE void finish(const typename Config::Products& products, void* shared) const {
+    A* const sums = static_cast<A*>(shared);
+    products.store(sums, Config::kSumsStride);
+    __syncthreads();
+    if (in_vectors_) {
+#pragma unroll
+      for (int j = 0; j < kVectors; ++j) finish_one<kVector<T>>(j, sums, operands_[j]);
+      return;
+    }
+    for (int j = 0; j < kVectors * kVector<T>; ++j) {
+      Operands<Epilogue, 1> operands;
+      const int row = row_of<1>(j), channel = first_channel_ + channel_of<1>(j);
+      if (row < rows_ && channel < channels_) operands.fetch(epilogue_, first_row_ + row, channel);
+      finish_one<1>(j, sums, operands);
+    }
+  }
+
+ private:
+  using A = compute_t<T>;
+  static constexpr int kGates = kThreeGates<Epilogue> ? 3 : 1;
+  static constexpr int kChannels = Config::kTileColumns / kGates;  // of a tile
+  static constexpr int kVectors = Config::kTileRows * kChannels / kVector<T> / Config::kThreads;
+  static_assert(kVectors * kVector<T> * Config::kThreads == Config::kTileRows * kChannels);
+
+  // The j-th vector of N channels of this thread.
+  template <int N>
+  CONVGRU_DEVICE static int row_of(int j) {
+    return (threadIdx.x + j * Config::kThreads) / (kChannels / N);
+  }
+  template <int N>
+  CONVGRU_DEVICE static int channel_of(int j) {
+    return (threadIdx.x + j * Config::kThreads) % (kChannels / N) * N;
+  }
+
+  template <int N>
+  CONVGRU_DEVICE static void read(A (&c)[N], const A* sums) {
+    constexpr int kAtOnce = N % kVector<A> == 0 ? kVector<A> : 1;
+#pragma unroll
+    for (int i = 0; i < N; i += kAtOnce) {
+      const Elements<A, kAtOnce> some(sums + i);
+#pragma unroll
+      for (int k = 0; k < kAtOnce; ++k) c[i + k] = some[k];
+    }
+  }
+
+  template <int N>
+  CONVGRU_DEVICE void finish_one(int j, const A* sums, const Operands<Epilogue, N>& operands) const {
+    const int row = row_of<N>(j), channel = channel_of<N>(j);
+    if (row >= rows_ || first_channel_ + channel >= channels_) return;
+    const A* of_row = sums + row * Config::kSumsStride;
+    A c[N];
+    if constexpr (kGates == 3) {
+      const A* of_group = of_row + channel / kCudnnGroup * (3 * kCudnnGroup) + channel % kCudnnGroup;
+      A z[N], n[N];
+      read(c, of_group);
+      read(z, of_group + kCudnnGroup);
+      read(n, of_group + 2 * kCudnnGroup);
+      apply<N>(epilogue_, first_row_ + row, first_channel_ + channel, operands, c, z, n);
+    } else {
+      read(c, of_row + channel);
+      apply<N>(epilogue_, first_row_ + row, first_channel_ + channel, operands, c);
+    }
+  }
+
+  const Epilogue& epilogue_;
+  int64_t first_row_;
+  int first_channel_, channels_, rows_;
+  bool in_vectors_;
+  Operands<Epilogue, kVector<T>> operands_[kVectors];
+};
 
 template <class T, class Config, class Epilogue>
 __global__ void __launch_bounds__(Config::kThreads)
@@ -158,8 +227,9 @@ __global__ void __launch_bounds__(Config::kThreads)
     loader.load_weights(piece, right(piece));
   };
   typename Config::Products products;
-  add_pieces<Config>(products, loader.pieces(), load, left, right);
-  finish_tile<T, Config>(products, conv, epilogue, first_row, first_column, stages);
+  TileEpilogue<T, Config, Epilogue> tile_epilogue(conv, epilogue, first_row, first_column);
+  add_pieces<Config>(products, loader.pieces(), load, left, right, [&] { tile_epilogue.fetch(); });
+  tile_epilogue.finish(products, stages);
 }
 
 // What the configurations have in common: tiles of kRows x kColumns sums, kPad bytes between the rows of the
@@ -309,6 +379,19 @@ CONVGRU_DEVICE void for_all(int64_t count, const F& f) {
 
 constexpr int kElementThreads = 256, kElementBlocks = 4;  // of a multiprocessor
 
+struct Divided {
+  int64_t quotient;
+  int remainder;
+};
+// Of numbers that are not negative. Half as wide a division takes a fraction of the time.
+CONVGRU_DEVICE Divided divided(int64_t number, int by) {
+  if (number >> 32 == 0) {
+    const uint32_t small = static_cast<uint32_t>(number), quotient = small / static_cast<uint32_t>(by);
+    return {int64_t{quotient}, static_cast<int>(small - quotient * by)};
+  }
+  return {number / by, static_cast<int>(number % by)};
+}
+
 template <class T>
 __global__ void __launch_bounds__(kElementThreads, kElementBlocks)
     pack_kernel(const __grid_constant__ Weights<T> weights, int columns, int64_t size, T* packed) {
@@ -337,17 +420,78 @@ __global__ void __launch_bounds__(kElementThreads, kElementBlocks)
   });
 }
 
-template <class T, class Epilogue>
-__global__ void __launch_bounds__(kElementThreads, kElementBlocks)
-    without_sums_kernel(int64_t rows, int channels, const __grid_constant__ Epilogue epilogue) {
-  for_all(rows * channels, [&](int64_t i) {
-    const compute_t<T> zero(0);
-    const int channel = static_cast<int>(i % channels);
-    if constexpr (kThreeGates<Epilogue>)
-      apply(epilogue, i / channels, channel, zero, zero, zero);
+// An epilogue on sums that are in memory, or zeros, of N channels for each thread at once.
+template <int N, class T, class Epilogue>
+CONVGRU_DEVICE void apply_to_all(int64_t rows, int channels, const T* sums, const Epilogue& epilogue) {
+  constexpr int kGates = kThreeGates<Epilogue> ? 3 : 1;
+  const int across = channels / N;
+  for_all(rows * across, [&](int64_t i) {
+    const auto [row, vector] = divided(i, across);
+    const int channel = vector * N;
+    Operands<Epilogue, N> operands;
+    operands.fetch(epilogue, row, channel);
+    compute_t<T> c[kGates][N] = {};
+    if (sums != nullptr) {
+#pragma unroll
+      for (int gate = 0; gate < kGates; ++gate)
+        add_elements<N>(c[gate], sums + (row * kGates + gate) * channels + channel);
+    }
+    if constexpr (kGates == 3)
+      apply<N>(epilogue, row, channel, operands, c[0], c[1], c[2]);
     else
-      apply(epilogue, i / channels, channel, zero);
+      apply<N>(epilogue, row, channel, operands, c[0]);
   });
+}
+
+template <class T, class Epilogue>
+__global__ void __launch_bounds__(kElementThreads, kElementBlocks - 1)
+    elementwise_kernel(int64_t rows, int channels, const T* sums, const __grid_constant__ Epilogue epilogue) {
+  if (in_vectors(epilogue) && in_vectors<T>(channels, sums))
+    apply_to_all<kVector<T>>(rows, channels, sums, epilogue);
+  else
+    apply_to_all<1>(rows, channels, sums, epilogue);
+}
+
+// A tile of kTransposeTile rows by as many columns goes through shared memory, N neighbours at once.
+constexpr int kTransposeTile = 64;
+
+template <int N, class T>
+CONVGRU_DEVICE void transpose_tile(
+    const Transpose<T>& args, int64_t matrix, int64_t first_row, int64_t first_column, T* shared) {
+  constexpr int kStride = kTransposeTile + N;  // neighbours in a column fall on different banks
+  constexpr int kAcross = kTransposeTile / N, kDown = kElementThreads / kAcross;
+  const int across = threadIdx.x % kAcross * N, down = threadIdx.x / kAcross;
+  const T* from = args.from + matrix + first_row * args.columns + first_column;
+  T* to = args.to + matrix + first_column * args.rows + first_row;
+#pragma unroll
+  for (int row = down; row < kTransposeTile; row += kDown)
+    if (first_row + row < args.rows && first_column + across < args.columns)
+      copy_neighbours<N>(shared + row * kStride + across, from + row * args.columns + across);
+  __syncthreads();
+#pragma unroll
+  for (int column = down; column < kTransposeTile; column += kDown)
+    if (first_column + column < args.columns && first_row + across < args.rows) {
+      T together[N];
+#pragma unroll
+      for (int k = 0; k < N; ++k) together[k] = shared[(across + k) * kStride + column];
+      copy_neighbours<N>(to + column * args.rows + across, together);
+    }
+}
+
+template <class T>
+__global__ void __launch_bounds__(kElementThreads, kElementBlocks)
+    transpose_kernel(const __grid_constant__ Transpose<T> args, int tiles_down, int tiles_across) {
+  constexpr int kPair = 4 / static_cast<int>(sizeof(T));  // elements in 4 bytes
+  T* const shared = reinterpret_cast<T*>(dynamic_shared());
+  const int across = blockIdx.x % tiles_across, rest = blockIdx.x / tiles_across;
+  const int64_t matrix = int64_t{rest / tiles_down} * args.rows * args.columns;
+  const int64_t row = int64_t{rest % tiles_down} * kTransposeTile, column = int64_t{across} * kTransposeTile;
+  if constexpr (kPair == 2) {
+    const uintptr_t both = reinterpret_cast<uintptr_t>(args.from) | reinterpret_cast<uintptr_t>(args.to);
+    if (args.rows % 2 == 0 && args.columns % 2 == 0 && both % 4 == 0)
+      return transpose_tile<2>(args, matrix, row, column, shared);
+  }
+  transpose_tile<1>(args, matrix, row, column, shared);
 }
 
 template <class T>

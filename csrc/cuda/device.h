@@ -10,6 +10,17 @@
 
 namespace convgru::cuda {
 
+// From so many operations of the hidden convolutions of a step on, PyTorch's library does them.
+#if defined(CONVGRU_CUDA_ON_HOST)
+inline double least_operations_of_library() {
+  return cuda_on_host::machine.least_operations_of_library;
+}
+#else
+constexpr double least_operations_of_library() {
+  return 1.5e9;
+}
+#endif
+
 // Makes the device of a tensor the current one while it lives.
 class OnDevice {
  public:

@@ -1,4 +1,7 @@
-// The elementwise half of a ConvGRU on the GPU: the epilogues of kernels.h, for one row and one channel.
+// The elementwise half of a ConvGRU on the GPU: the epilogues of kernels.h, for N neighbouring channels of a
+// row. Each has two parts: Operands fetches what does not depend on the sums, so that a kernel can do it
+// before there are any; apply makes of both what is to be written. in_vectors says whether N may be
+// kVector<T>.
 #pragma once
 #include "scalar.cuh"
 
@@ -8,144 +11,301 @@ CONVGRU_DEVICE bool is_valid(const Valid& valid, int64_t row) {
   return valid.lengths == nullptr || valid.t < valid.lengths[row / valid.pixels];
 }
 
-template <class T>
-CONVGRU_DEVICE compute_t<T> addends_of(const Addends<T>& addends, int64_t row, int channel) {
-  compute_t<T> sum(0);
-  if (addends.bias_ih != nullptr) sum += widen(addends.bias_ih[channel]);
-  if (addends.bias_hh != nullptr && channel < addends.direct) sum += widen(addends.bias_hh[channel]);
+template <int N, class T>
+CONVGRU_DEVICE void add_elements(compute_t<T> (&sum)[N], const T* from) {
+  const Elements<T, N> elements(from);
+#pragma unroll
+  for (int i = 0; i < N; ++i) sum[i] += elements[i];
+}
+
+template <int N, class T>
+CONVGRU_DEVICE void add_addends(compute_t<T> (&sum)[N], const Addends<T>& addends, int64_t row, int channel) {
+  if (addends.bias_ih != nullptr) add_elements<N>(sum, addends.bias_ih + channel);
+  if (addends.bias_hh != nullptr && channel < addends.direct) add_elements<N>(sum, addends.bias_hh + channel);
   if (addends.maps != nullptr)
-    sum += widen(addends.maps
-                     [row / addends.pixels * addends.image_stride +
-                      row % addends.pixels * addends.pixel_stride + channel]);
-  return sum;
+    add_elements<N>(
+        sum, addends.maps + row / addends.pixels * addends.image_stride +
+                 row % addends.pixels * addends.pixel_stride + channel);
 }
 
 template <class T>
-CONVGRU_DEVICE compute_t<T> state_of(const T* h, int64_t i) {
-  return h == nullptr ? compute_t<T>(0) : widen(h[i]);
+CONVGRU_DEVICE bool in_vectors(int K, const Addends<T>& addends) {
+  return in_vectors<T>(K, addends.bias_ih, addends.bias_hh, addends.maps);
 }
 
-// The next state and output of a row, or what they are past a sample's length.
-template <class T>
+// The next state and output of a row, or what they are past a sample's length; then they have places of their
+// own.
+template <int N, class T>
 CONVGRU_DEVICE void advance(
-    const Valid& valid, int64_t row, int64_t i, compute_t<T> before, compute_t<T> next, T* state, T* output) {
-  const bool moves = is_valid(valid, row);
-  state[i] = narrow<T>(moves ? next : before);
-  if (output != state) output[i] = narrow<T>(moves ? next : compute_t<T>(0));
+    const Valid& valid, int64_t row, int64_t i, const Elements<T, N>& before, compute_t<T> (&next)[N],
+    T* state, T* output) {
+  if (output != state) {
+    const bool moves = is_valid(valid, row);
+    compute_t<T> shown[N];
+#pragma unroll
+    for (int j = 0; j < N; ++j) {
+      shown[j] = moves ? next[j] : compute_t<T>(0);
+      next[j] = moves ? next[j] : before[j];
+    }
+    put<N>(output + i, shown);
+  }
+  put<N>(state + i, next);
 }
 
+template <class Epilogue, int N>
+struct Operands;
+
+template <class T, int N>
+struct Operands<StoreSums<T>, N> {
+  Elements<T, N> before;
+
+  CONVGRU_DEVICE void fetch(const StoreSums<T>& to, int64_t row, int channel) {
+    if (to.add) before = Elements<T, N>(to.y + row * to.pixel_stride + channel);
+  }
+};
 template <class T>
-CONVGRU_DEVICE void apply(const StoreSums<T>& to, int64_t row, int channel, compute_t<T> c) {
-  T& place = to.y[row * to.pixel_stride + channel];
-  place = narrow<T>(to.add ? c + widen(place) : c);
+CONVGRU_DEVICE bool in_vectors(const StoreSums<T>& to) {
+  return in_vectors<T>(static_cast<int>(to.pixel_stride % kVector<T>), to.y);
+}
+template <int N, class T>
+CONVGRU_DEVICE void apply(
+    const StoreSums<T>& to, int64_t row, int channel, const Operands<StoreSums<T>, N>& with,
+    compute_t<T> (&c)[N]) {
+#pragma unroll
+  for (int i = 0; i < N; ++i) c[i] += with.before[i];
+  put<N>(to.y + row * to.pixel_stride + channel, c);
 }
 
+template <class T, int N>
+struct Operands<ResetUpdate<T>, N> {
+  compute_t<T> sum[N] = {};
+  Elements<T, N> h;
+
+  CONVGRU_DEVICE void fetch(const ResetUpdate<T>& args, int64_t row, int channel) {
+    if (channel >= 2 * args.K) return;
+    add_addends<N>(sum, args.addends, row, channel);
+    if (args.read) add_elements<N>(sum, args.a + row * 3 * args.K + channel);
+    if (channel < args.K && args.h != nullptr) h = Elements<T, N>(args.h + row * args.K + channel);
+  }
+};
 template <class T>
-CONVGRU_DEVICE void apply(const ResetUpdate<T>& args, int64_t row, int channel, compute_t<T> c) {
-  T& place = args.a[row * 3 * args.K + channel];
+CONVGRU_DEVICE bool in_vectors(const ResetUpdate<T>& args) {
+  return in_vectors<T>(args.K, args.a, args.h, args.rh) && in_vectors(args.K, args.addends);
+}
+template <int N, class T>
+CONVGRU_DEVICE void apply(
+    const ResetUpdate<T>& args, int64_t row, int channel, const Operands<ResetUpdate<T>, N>& with,
+    compute_t<T> (&c)[N]) {
+  T* place = args.a + row * 3 * args.K + channel;
   if (channel >= 2 * args.K) {
-    place = narrow<T>(c);
+    put<N>(place, c);
     return;
   }
-  compute_t<T> sum = c + addends_of(args.addends, row, channel);
-  if (args.read) sum += widen(place);
-  const compute_t<T> s = sigmoid(sum);
-  if (channel >= args.K || args.keep) place = narrow<T>(s);
-  if (channel < args.K) {
-    const int64_t i = row * args.K + channel;
-    args.rh[i] = narrow<T>(s * state_of(args.h, i));
+#pragma unroll
+  for (int i = 0; i < N; ++i) c[i] = sigmoid(c[i] + with.sum[i]);
+  if (channel >= args.K || args.keep) put<N>(place, c);
+  if (channel >= args.K) return;
+#pragma unroll
+  for (int i = 0; i < N; ++i) c[i] *= with.h[i];
+  put<N>(args.rh + row * args.K + channel, c);
+}
+
+template <class T, int N>
+struct Operands<Candidate<T>, N> {
+  compute_t<T> sum[N] = {};
+  Elements<T, N> z, h;
+
+  CONVGRU_DEVICE void fetch(const Candidate<T>& args, int64_t row, int channel) {
+    add_addends<N>(sum, args.addends, row, 2 * args.K + channel);
+    const T* gates = args.a + row * 3 * args.K + channel;
+    if (args.read) add_elements<N>(sum, gates + 2 * args.K);
+    if (args.state == nullptr) return;
+    z = Elements<T, N>(gates + args.K);
+    if (args.h != nullptr) h = Elements<T, N>(args.h + row * args.K + channel);
   }
-}
-
+};
 template <class T>
-CONVGRU_DEVICE void apply(const Candidate<T>& args, int64_t row, int channel, compute_t<T> c) {
-  using A = compute_t<T>;
-  T* gates = args.a + row * 3 * args.K + channel;
-  A sum = c + addends_of(args.addends, row, 2 * args.K + channel);
-  if (args.read) sum += widen(gates[2 * args.K]);
-  const A n = args.relu ? relu(sum) : tanh(sum);
-  if (args.keep) gates[2 * args.K] = narrow<T>(n);
-  if (args.state == nullptr) return;
-  const int64_t i = row * args.K + channel;
-  const A before = state_of(args.h, i);
-  advance(args.valid, row, i, before, blend(before, n, widen(gates[args.K])), args.state, args.output);
+CONVGRU_DEVICE bool in_vectors(const Candidate<T>& args) {
+  return in_vectors<T>(args.K, args.a, args.h, args.state, args.output) && in_vectors(args.K, args.addends);
 }
-
-template <class T>
+template <int N, class T>
 CONVGRU_DEVICE void apply(
-    const CudnnStep<T>& args, int64_t row, int hidden, compute_t<T> c_r, compute_t<T> c_z, compute_t<T> c_n) {
-  using A = compute_t<T>;
-  const auto outside = [&](int gate) {
-    const int channel = gate * args.K + hidden;
-    const A sum = addends_of(args.addends, row, channel);
-    return args.a == nullptr ? sum : sum + widen(args.a[row * 3 * args.K + channel]);
-  };
-  const A r = sigmoid(outside(0) + c_r), z = sigmoid(outside(1) + c_z);
-  const A q = args.b == nullptr ? c_n : c_n + widen(args.b[hidden]);
-  const A n = tanh(outside(2) + r * q);
+    const Candidate<T>& args, int64_t row, int channel, const Operands<Candidate<T>, N>& with,
+    compute_t<T> (&c)[N]) {
+#pragma unroll
+  for (int i = 0; i < N; ++i) c[i] = args.relu ? relu(c[i] + with.sum[i]) : tanh(c[i] + with.sum[i]);
+  if (args.keep) put<N>(args.a + row * 3 * args.K + 2 * args.K + channel, c);
+  if (args.state == nullptr) return;
+#pragma unroll
+  for (int i = 0; i < N; ++i) c[i] = blend(with.h[i], c[i], with.z[i]);
+  advance<N>(args.valid, row, row * args.K + channel, with.h, c, args.state, args.output);
+}
+
+template <class T, int N>
+struct Operands<CudnnStep<T>, N> {
+  compute_t<T> sum[3][N] = {};  // what r and z get, and n apart from r.q
+  Elements<T, N> b, h;
+
+  CONVGRU_DEVICE void fetch(const CudnnStep<T>& args, int64_t row, int hidden) {
+#pragma unroll
+    for (int gate = 0; gate < 3; ++gate) {
+      const int channel = gate * args.K + hidden;
+      add_addends<N>(sum[gate], args.addends, row, channel);
+      if (args.a != nullptr) add_elements<N>(sum[gate], args.a + row * 3 * args.K + channel);
+    }
+    if (args.b != nullptr) b = Elements<T, N>(args.b + hidden);
+    if (args.state != nullptr && args.h != nullptr) h = Elements<T, N>(args.h + row * args.K + hidden);
+  }
+};
+template <class T>
+CONVGRU_DEVICE bool in_vectors(const CudnnStep<T>& args) {
+  return in_vectors<T>(args.K, args.b, args.a, args.gates, args.h, args.state, args.output) &&
+         in_vectors(args.K, args.addends);
+}
+template <int N, class T>
+CONVGRU_DEVICE void apply(
+    const CudnnStep<T>& args, int64_t row, int hidden, const Operands<CudnnStep<T>, N>& with,
+    compute_t<T> (&r)[N], compute_t<T> (&z)[N], compute_t<T> (&q)[N]) {
+  compute_t<T> n[N];
+#pragma unroll
+  for (int i = 0; i < N; ++i) {
+    r[i] = sigmoid(with.sum[0][i] + r[i]);
+    z[i] = sigmoid(with.sum[1][i] + z[i]);
+    q[i] += with.b[i];
+    n[i] = tanh(with.sum[2][i] + r[i] * q[i]);
+  }
   if (args.gates != nullptr) {
     T* gates = args.gates + row * 4 * args.K + hidden;
-    gates[0] = narrow<T>(r);
-    gates[args.K] = narrow<T>(z);
-    gates[2 * args.K] = narrow<T>(n);
-    gates[3 * args.K] = narrow<T>(q);
+    put<N>(gates, r);
+    put<N>(gates + args.K, z);
+    put<N>(gates + 2 * args.K, n);
+    put<N>(gates + 3 * args.K, q);
   }
   if (args.state == nullptr) return;
-  const int64_t i = row * args.K + hidden;
-  const A before = state_of(args.h, i);
-  advance(args.valid, row, i, before, blend(n, before, z), args.state, args.output);
+#pragma unroll
+  for (int i = 0; i < N; ++i) n[i] = blend(n[i], with.h[i], z[i]);
+  advance<N>(args.valid, row, row * args.K + hidden, with.h, n, args.state, args.output);
 }
 
-// Whether a row is past its sample's length: then the gradient of its state passes on, and the `count` d from
-// `d` on, K apart, are zero.
-template <class Backward, class T>
-CONVGRU_DEVICE bool passes_on(const Backward& args, int64_t row, int64_t i, compute_t<T> c, T* d, int count) {
-  if (is_valid(args.valid, row)) return false;
-  for (int gate = 0; gate < count; ++gate) d[gate * args.K] = narrow<T>(compute_t<T>(0));
-  args.carry[i] = narrow<T>(widen(args.carry[i]) + c);
-  return true;
-}
+template <class T, int N>
+struct Operands<CandidateBackward<T>, N> {
+  Elements<T, N> z, n, h, carry, grad_output;
 
+  CONVGRU_DEVICE void fetch(const CandidateBackward<T>& args, int64_t row, int channel) {
+    const int64_t i = row * args.K + channel;
+    const T* gates = args.gates + row * 3 * args.K + channel;
+    z = Elements<T, N>(gates + args.K);
+    n = Elements<T, N>(gates + 2 * args.K);
+    h = Elements<T, N>(args.h + i);
+    carry = Elements<T, N>(args.carry + i);
+    grad_output = Elements<T, N>(args.grad_output + i);
+  }
+};
 template <class T>
-CONVGRU_DEVICE void apply(const CandidateBackward<T>& args, int64_t row, int channel, compute_t<T> c) {
+CONVGRU_DEVICE bool in_vectors(const CandidateBackward<T>& args) {
+  return in_vectors<T>(args.K, args.grad_output, args.gates, args.h, args.carry, args.d, args.d_rz, args.d_n);
+}
+template <int N, class T>
+CONVGRU_DEVICE void apply(
+    const CandidateBackward<T>& args, int64_t row, int channel, const Operands<CandidateBackward<T>, N>& with,
+    compute_t<T> (&c)[N]) {
   using A = compute_t<T>;
-  const int64_t i = row * args.K + channel;
-  const T* gates = args.gates + row * 3 * args.K + channel;
+  const bool valid = is_valid(args.valid, row);
+  A d_z[N], d_n[N];
+#pragma unroll
+  for (int i = 0; i < N; ++i) {
+    const A z = with.z[i], n = with.n[i], sum = c[i] + with.carry[i], dh = sum + with.grad_output[i];
+    d_z[i] = valid ? dh * (n - with.h[i]) * sigmoid_derivative(z) : A(0);
+    d_n[i] = valid ? candidate_gradient(args.relu, dh * z, n) : A(0);
+    c[i] = valid ? dh * (1 - z) : sum;
+  }
   T* d = args.d + row * 3 * args.K + channel;
-  if (passes_on(args, row, i, c, d + args.K, 2)) return;
-  const A z = widen(gates[args.K]), n = widen(gates[2 * args.K]);
-  const A dh = widen(args.grad_output[i]) + widen(args.carry[i]) + c;
-  d[args.K] = narrow<T>(dh * (n - widen(args.h[i])) * sigmoid_derivative(z));
-  d[2 * args.K] = narrow<T>(candidate_gradient(args.relu, dh * z, n));
-  args.carry[i] = narrow<T>(dh * (1 - z));
+  put<N>(d + args.K, d_z);
+  put<N>(d + 2 * args.K, d_n);
+  put<N>(args.d_rz + row * 2 * args.K + args.K + channel, d_z);
+  put<N>(args.d_n + row * args.K + channel, d_n);
+  put<N>(args.carry + row * args.K + channel, c);
 }
 
+template <class T, int N>
+struct Operands<ResetUpdateBackward<T>, N> {
+  Elements<T, N> r, h, carry;
+
+  CONVGRU_DEVICE void fetch(const ResetUpdateBackward<T>& args, int64_t row, int channel) {
+    const int64_t i = row * args.K + channel;
+    r = Elements<T, N>(args.gates + row * 3 * args.K + channel);
+    h = Elements<T, N>(args.h + i);
+    carry = Elements<T, N>(args.carry + i);
+  }
+};
 template <class T>
-CONVGRU_DEVICE void apply(const ResetUpdateBackward<T>& args, int64_t row, int channel, compute_t<T> c) {
+CONVGRU_DEVICE bool in_vectors(const ResetUpdateBackward<T>& args) {
+  return in_vectors<T>(args.K, args.gates, args.h, args.carry, args.d, args.d_rz, args.rh);
+}
+template <int N, class T>
+CONVGRU_DEVICE void apply(
+    const ResetUpdateBackward<T>& args, int64_t row, int channel,
+    const Operands<ResetUpdateBackward<T>, N>& with, compute_t<T> (&c)[N]) {
   using A = compute_t<T>;
-  const int64_t i = row * args.K + channel, j = row * 3 * args.K + channel;
-  const A r = widen(args.gates[j]), h = widen(args.h[i]);
-  args.d[j] = narrow<T>(c * h * sigmoid_derivative(r));
-  args.carry[i] = narrow<T>(widen(args.carry[i]) + c * r);
-  if (args.rh != nullptr) args.rh[i] = narrow<T>(r * h);
+  A d_r[N], rh[N];
+#pragma unroll
+  for (int i = 0; i < N; ++i) {
+    const A r = with.r[i];
+    rh[i] = r * with.h[i];
+    d_r[i] = c[i] * with.h[i] * sigmoid_derivative(r);
+    c[i] = with.carry[i] + c[i] * r;
+  }
+  put<N>(args.d + row * 3 * args.K + channel, d_r);
+  put<N>(args.d_rz + row * 2 * args.K + channel, d_r);
+  put<N>(args.carry + row * args.K + channel, c);
+  if (args.rh != nullptr) put<N>(args.rh + row * args.K + channel, rh);
 }
 
+template <class T, int N>
+struct Operands<CudnnStepBackward<T>, N> {
+  Elements<T, N> r, z, n, q, h, carry, grad_output;
+
+  CONVGRU_DEVICE void fetch(const CudnnStepBackward<T>& args, int64_t row, int channel) {
+    const int64_t i = row * args.K + channel;
+    const T* gates = args.gates + row * 4 * args.K + channel;
+    r = Elements<T, N>(gates);
+    z = Elements<T, N>(gates + args.K);
+    n = Elements<T, N>(gates + 2 * args.K);
+    q = Elements<T, N>(gates + 3 * args.K);
+    h = Elements<T, N>(args.h + i);
+    carry = Elements<T, N>(args.carry + i);
+    grad_output = Elements<T, N>(args.grad_output + i);
+  }
+};
 template <class T>
-CONVGRU_DEVICE void apply(const CudnnStepBackward<T>& args, int64_t row, int channel, compute_t<T> c) {
+CONVGRU_DEVICE bool in_vectors(const CudnnStepBackward<T>& args) {
+  return in_vectors<T>(args.K, args.grad_output, args.gates, args.h, args.carry, args.d, args.hidden);
+}
+template <int N, class T>
+CONVGRU_DEVICE void apply(
+    const CudnnStepBackward<T>& args, int64_t row, int channel, const Operands<CudnnStepBackward<T>, N>& with,
+    compute_t<T> (&c)[N]) {
   using A = compute_t<T>;
-  const int64_t i = row * args.K + channel;
-  const T* gates = args.gates + row * 4 * args.K + channel;
-  T* d = args.d + row * 4 * args.K + channel;
-  if (passes_on(args, row, i, c, d, 4)) return;
-  const A r = widen(gates[0]), z = widen(gates[args.K]);
-  const A n = widen(gates[2 * args.K]), q = widen(gates[3 * args.K]);
-  const A dh = widen(args.grad_output[i]) + widen(args.carry[i]) + c;
-  const A d_n = dh * (1 - z) * tanh_derivative(n);
-  d[0] = narrow<T>(d_n * q * sigmoid_derivative(r));
-  d[args.K] = narrow<T>(dh * (widen(args.h[i]) - n) * sigmoid_derivative(z));
-  d[2 * args.K] = narrow<T>(d_n);
-  d[3 * args.K] = narrow<T>(d_n * r);
-  args.carry[i] = narrow<T>(dh * z);
+  const bool valid = is_valid(args.valid, row);
+  A d_r[N], d_z[N], d_n[N], d_q[N];
+#pragma unroll
+  for (int i = 0; i < N; ++i) {
+    const A r = with.r[i], z = with.z[i], n = with.n[i];
+    const A sum = c[i] + with.carry[i], dh = sum + with.grad_output[i];
+    d_n[i] = valid ? dh * (1 - z) * tanh_derivative(n) : A(0);
+    d_r[i] = valid ? d_n[i] * with.q[i] * sigmoid_derivative(r) : A(0);
+    d_z[i] = valid ? dh * (with.h[i] - n) * sigmoid_derivative(z) : A(0);
+    d_q[i] = valid ? d_n[i] * r : A(0);
+    c[i] = valid ? dh * z : sum;
+  }
+  T *d = args.d + row * 3 * args.K + channel, *hidden = args.hidden + row * 3 * args.K + channel;
+  put<N>(d, d_r);
+  put<N>(d + args.K, d_z);
+  put<N>(d + 2 * args.K, d_n);
+  put<N>(hidden, d_r);
+  put<N>(hidden + args.K, d_z);
+  put<N>(hidden + 2 * args.K, d_q);
+  put<N>(args.carry + row * args.K + channel, c);
 }
 
 }  // namespace convgru::cuda

@@ -97,10 +97,11 @@ bool run_sequence(const Sequence<T>& sequence, Stream stream) {
 }
 
 template <class T, template <class> class Epilogue>
-void without_sums(int64_t rows, int channels, const Epilogue<T>& epilogue, Stream stream) {
+void elementwise(int64_t rows, int channels, const T* sums, const Epilogue<T>& epilogue, Stream stream) {
+  const dim3 blocks = blocks_for(rows * ((channels + kVector<T> - 1) / kVector<T>));
   launch(
-      without_sums_kernel<T, Epilogue<T>>, Launch{blocks_for(rows * channels), kElementThreads, 0, stream},
-      rows, channels, epilogue);
+      elementwise_kernel<T, Epilogue<T>>, Launch{blocks, kElementThreads, 0, stream}, rows, channels, sums,
+      epilogue);
 }
 
 template <class T>
@@ -115,9 +116,27 @@ void valid_images(const ValidImages<T>& args, Stream stream) {
   launch(valid_images_kernel<T>, Launch{blocks, kElementThreads, 0, stream}, args);
 }
 
+template <class T>
+void transpose(const Transpose<T>& args, Stream stream) {
+  const int64_t down = (args.rows + kTransposeTile - 1) / kTransposeTile;
+  const int64_t across = (args.columns + kTransposeTile - 1) / kTransposeTile;
+  // A grid has at most 2^31-1 blocks.
+  const int64_t most = std::max<int64_t>(1, INT32_MAX / (down * across)), matrix = args.rows * args.columns;
+  constexpr size_t kSharedBytes = kTransposeTile * (kTransposeTile + 2) * sizeof(T);
+  for (int64_t first = 0; first < args.batch; first += most) {
+    const int64_t count = std::min(most, args.batch - first);
+    const Transpose<T> some{
+        count, args.rows, args.columns, args.from + first * matrix, args.to + first * matrix};
+    const dim3 blocks(static_cast<unsigned>(count * down * across));
+    launch(
+        transpose_kernel<T>, Launch{blocks, kElementThreads, kSharedBytes, stream}, some,
+        static_cast<int>(down), static_cast<int>(across));
+  }
+}
+
 #define CONVGRU_INSTANTIATE_EPILOGUE(T, Epilogue)                                         \
   template void convolve<T, Epilogue>(const Convolution<T>&, const Epilogue<T>&, Stream); \
-  template void without_sums<T, Epilogue>(int64_t, int, const Epilogue<T>&, Stream);
+  template void elementwise<T, Epilogue>(int64_t, int, const T*, const Epilogue<T>&, Stream);
 
 #define CONVGRU_INSTANTIATE_CUDA(T)                                   \
   template void pack<T>(const Weights<T>&, T*, Stream);               \
@@ -127,6 +146,7 @@ void valid_images(const ValidImages<T>& args, Stream stream) {
   template bool run_sequence<T>(const CudnnBackward<T>&, Stream);     \
   template void previous_states<T>(const PreviousStates<T>&, Stream); \
   template void valid_images<T>(const ValidImages<T>&, Stream);       \
+  template void transpose<T>(const Transpose<T>&, Stream);            \
   CONVGRU_INSTANTIATE_EPILOGUE(T, StoreSums)                          \
   CONVGRU_INSTANTIATE_EPILOGUE(T, ResetUpdate)                        \
   CONVGRU_INSTANTIATE_EPILOGUE(T, Candidate)                          \

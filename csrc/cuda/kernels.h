@@ -185,6 +185,8 @@ struct CandidateBackward {
   const T* h;            // [rows][K] previous state
   T* carry;              // [rows][K] in and out
   T* d;                  // [rows][3K] out: z and n of the pre-activation gradients r|z|n
+  T* d_rz;               // [rows][2K] out: z once more, among r|z,
+  T* d_n;                // [rows][K] out: and n: what the next convolutions read
 };
 
 // Gradient of ResetUpdate, with c the gradient of rh: d_r = c.h.r.(1-r), carry <- carry + c.r.
@@ -195,6 +197,7 @@ struct ResetUpdateBackward {
   const T* h;      // [rows][K] previous state
   T* carry;        // [rows][K] in and out
   T* d;            // [rows][3K] out: d_r
+  T* d_rz;         // [rows][2K] out: the same
   T* rh;           // [rows][K] out: r.h, or nullptr
 };
 
@@ -208,7 +211,8 @@ struct CudnnStepBackward {
   const T* gates;        // [rows][4K] r|z|n|q
   const T* h;            // [rows][K] previous state
   T* carry;              // [rows][K] in and out
-  T* d;                  // [rows][4K] out: d_r|d_z|d_n|d_q
+  T* d;                  // [rows][3K] out: d_r|d_z|d_n
+  T* hidden;             // [rows][3K] out: d_r|d_z|d_q, what the next convolution reads
 };
 
 // Epilogues that get the sums of three gates at once.
@@ -335,47 +339,41 @@ template <class T>
 constexpr Convolution<T> moved(const Convolution<T>& conv, int64_t elements) {
   Convolution<T> that = conv;
   that.sources[0].data += elements;
-  if (conv.source_count > 1) that.sources[1].data += elements;
   return that;
-}
-
-// The phase that begins a step: CandidateBackward with 3 gates, CudnnStepBackward with 4.
-template <class T, class Epilogue>
-constexpr Phase<T, Epilogue> first_backward_phase(
-    const BackwardSteps& steps, const Convolution<T>& conv, const Epilogue& first, int gates, int64_t i) {
-  const int64_t state = steps.row(i) * first.K, all_gates = gates * state;
-  Epilogue step = first;
-  step.valid.t = steps.time(i);
-  step.grad_output += state;
-  step.gates += all_gates;
-  step.h += state;
-  step.d += all_gates;
-  const int64_t after = i == 0 ? 0 : steps.row(i - 1) * gates * first.K;
-  return {moved(conv, after), i == 0, step};
 }
 
 template <class T>
 struct GruRcnBackward {
   static constexpr int kPhases = 2;
   BackwardSteps steps;
-  Convolution<T> convolutions[kPhases];  // of d_r|d_z, of d_n
+  Convolution<T> convolutions[kPhases];  // of d_rz, of d_n
   CandidateBackward<T> candidate;
   ResetUpdateBackward<T> reset_update;
   unsigned* meet;
 
   template <int kPhase>
   constexpr auto phase(int64_t i) const {
+    const int64_t state = steps.row(i) * candidate.K;
     if constexpr (kPhase == 0) {
-      return first_backward_phase(steps, convolutions[0], candidate, 3, i);
-    } else {
-      const int64_t state = steps.row(i) * candidate.K, gates = 3 * state;
-      ResetUpdateBackward<T> step = reset_update;
-      step.gates += gates;
+      CandidateBackward<T> step = candidate;
+      step.valid.t = steps.time(i);
+      step.grad_output += state;
+      step.gates += 3 * state;
       step.h += state;
-      step.d += gates;
+      step.d += 3 * state;
+      step.d_rz += 2 * state;
+      step.d_n += state;
+      const int64_t after = i == 0 ? 0 : steps.row(i - 1) * 2 * candidate.K;
+      return Phase<T, CandidateBackward<T>>{moved(convolutions[0], after), i == 0, step};
+    } else {
+      ResetUpdateBackward<T> step = reset_update;
+      step.gates += 3 * state;
+      step.h += state;
+      step.d += 3 * state;
+      step.d_rz += 2 * state;
       if (step.rh != nullptr) step.rh += state;
       const bool zeros = i == steps.count - 1 && !steps.has_hx;
-      return Phase<T, ResetUpdateBackward<T>>{moved(convolutions[1], gates), zeros, step};
+      return Phase<T, ResetUpdateBackward<T>>{moved(convolutions[1], state), zeros, step};
     }
   }
 };
@@ -384,13 +382,22 @@ template <class T>
 struct CudnnBackward {
   static constexpr int kPhases = 1;
   BackwardSteps steps;
-  Convolution<T> convolutions[kPhases];  // of d_r|d_z and d_q
+  Convolution<T> convolutions[kPhases];  // of hidden
   CudnnStepBackward<T> all;
   unsigned* meet;
 
   template <int kPhase>
   constexpr auto phase(int64_t i) const {
-    return first_backward_phase(steps, convolutions[0], all, 4, i);
+    const int64_t state = steps.row(i) * all.K;
+    CudnnStepBackward<T> step = all;
+    step.valid.t = steps.time(i);
+    step.grad_output += state;
+    step.gates += 4 * state;
+    step.h += state;
+    step.d += 3 * state;
+    step.hidden += 3 * state;
+    const int64_t after = i == 0 ? 0 : steps.row(i - 1) * 3 * all.K;
+    return Phase<T, CudnnStepBackward<T>>{moved(convolutions[0], after), i == 0, step};
   }
 };
 
@@ -415,6 +422,14 @@ struct ValidImages {
   T* to;                          // [T][N][image] out
 };
 
+// Matrices: to[b][c][r] = from[b][r][c].
+template <class T>
+struct Transpose {
+  int64_t batch, rows, columns;
+  const T* from;  // [batch][rows][columns]
+  T* to;          // [batch][columns][rows] out
+};
+
 // T is float, double, bfloat16 or float16. All throw std::runtime_error with CUDA's words if a kernel cannot
 // be started.
 
@@ -425,9 +440,10 @@ void pack(const Weights<T>& weights, T* packed, Stream stream);
 template <class T, template <class> class Epilogue>
 void convolve(const Convolution<T>& convolution, const Epilogue<T>& epilogue, Stream stream);
 
-// The epilogue of a convolution of zeros: for `channels` output channels, of CudnnStep hidden ones.
+// The epilogue alone, for `channels` output channels, of CudnnStep hidden ones. sums: of a convolution,
+// [rows][channels], for CudnnStep [rows][3 channels] r|z|n; nullptr: zeros.
 template <class T, template <class> class Epilogue>
-void without_sums(int64_t rows, int channels, const Epilogue<T>& epilogue, Stream stream);
+void elementwise(int64_t rows, int channels, const T* sums, const Epilogue<T>& epilogue, Stream stream);
 
 // Runs a sequence by one kernel, whose blocks are all there at the same time, keep their weights on the chip
 // for all steps and wait for each other after every phase. False if it does not fit the GPU or has too many
@@ -440,5 +456,8 @@ void previous_states(const PreviousStates<T>& arguments, Stream stream);
 
 template <class T>
 void valid_images(const ValidImages<T>& arguments, Stream stream);
+
+template <class T>
+void transpose(const Transpose<T>& arguments, Stream stream);
 
 }  // namespace convgru::cuda

@@ -1,4 +1,5 @@
-// PyTorch's convolutions and their gradients, for what can be computed for all time steps at once.
+// PyTorch's convolutions and their gradients: for what can be computed for all time steps at once, and where
+// they are faster than ours.
 #pragma once
 #include <torch/csrc/stable/stableivalue_conversions.h>
 
@@ -26,8 +27,14 @@ inline Tensor convolution(const Tensor& x, const Tensor& weight) {
   const auto options = detail::same_options(weight);
   std::array<StableIValue, 9> stack{from(x), from(weight), from(Optional())};
   std::copy(options.begin(), options.end(), stack.begin() + 3);
-  TORCH_ERROR_CODE_CHECK(
-      torch_call_dispatcher("aten::convolution", "", stack.data(), TORCH_ABI_VERSION));
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::convolution", "", stack.data(), TORCH_ABI_VERSION));
+  return stable::detail::to<Tensor>(stack[0]);
+}
+
+inline Tensor flip(const Tensor& tensor, const std::vector<int64_t>& axes) {
+  using stable::detail::from;
+  std::array<StableIValue, 2> stack{from(tensor), from(axes)};
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::flip", "", stack.data(), TORCH_ABI_VERSION));
   return stable::detail::to<Tensor>(stack[0]);
 }
 

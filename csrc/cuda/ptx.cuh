@@ -46,6 +46,16 @@ inline uint32_t float_to_bits(float value) {
   memcpy(&bits, &value, sizeof bits);
   return bits;
 }
+inline double bits_to_double(uint64_t bits) {
+  double value;
+  memcpy(&value, &bits, sizeof value);
+  return value;
+}
+inline uint64_t double_to_bits(double value) {
+  uint64_t bits;
+  memcpy(&bits, &value, sizeof bits);
+  return bits;
+}
 inline float half_to_float(uint16_t bits) {
   _Float16 value;
   memcpy(&value, &bits, sizeof value);
@@ -141,6 +151,12 @@ __device__ __forceinline__ float bits_to_float(uint32_t bits) {
 }
 __device__ __forceinline__ uint32_t float_to_bits(float value) {
   return __float_as_uint(value);
+}
+__device__ __forceinline__ double bits_to_double(uint64_t bits) {
+  return __longlong_as_double(static_cast<long long>(bits));
+}
+__device__ __forceinline__ uint64_t double_to_bits(double value) {
+  return static_cast<uint64_t>(__double_as_longlong(value));
 }
 __device__ __forceinline__ float half_to_float(uint16_t bits) {
   float value;

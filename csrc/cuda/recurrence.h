@@ -6,7 +6,9 @@
 #include <vector>
 
 #include "../problem.h"
+#include "device.h"
 #include "kernels.h"
+#include "library.h"
 
 namespace convgru::cuda {
 
@@ -22,16 +24,35 @@ struct Call {
   Valid valid(int64_t t) const { return {p.lengths, t, p.pixels()}; }
 };
 
-// (...,C,H,W) as memory (...,H,W,C), copied unless it lies so already.
-inline Tensor channels_last_memory(const Tensor& images) {
+// Every matrix in the last dimensions of `from`, rows x columns, transposed to `to`.
+template <class T>
+void transpose_to(const Tensor& to, const Tensor& from, int64_t rows, int64_t columns, Stream stream) {
+  const int64_t batch = from.numel() / (rows * columns);
+  transpose(Transpose<T>{batch, rows, columns, data<const T>(from), data<T>(to)}, stream);
+}
+
+// (...,C,H,W) as a view (...,H,W,C).
+inline Tensor channels_last_view(const Tensor& images) {
   const int64_t dim = images.dim();
-  return stable::contiguous(stable::transpose(stable::transpose(images, dim - 3, dim - 2), dim - 2, dim - 1));
+  return stable::transpose(stable::transpose(images, dim - 3, dim - 2), dim - 2, dim - 1);
+}
+
+// (...,C,H,W) as memory (...,H,W,C), copied unless it lies so already.
+template <class T>
+Tensor channels_last_memory(const Call& call, const Tensor& images) {
+  const Tensor view = channels_last_view(images);
+  if (view.is_contiguous() || !images.is_contiguous() || images.numel() == 0) return stable::contiguous(view);
+  const Tensor memory = call.empty(sizes(view));
+  const int64_t dim = images.dim();
+  transpose_to<T>(
+      memory, images, images.size(dim - 3), images.size(dim - 2) * images.size(dim - 1), call.stream);
+  return memory;
 }
 
 // The same of a sequence (T,N,C,H,W), with zeros past a sample's length, whatever the caller has there.
 template <class T>
 Tensor valid_memory(const Call& call, const Tensor& images) {
-  const Tensor memory = channels_last_memory(images);
+  const Tensor memory = channels_last_memory<T>(call, images);
   if (call.p.lengths == nullptr) return memory;
   const Tensor valid = call.empty(sizes(memory));
   valid_images(
@@ -43,9 +64,16 @@ Tensor valid_memory(const Call& call, const Tensor& images) {
 }
 
 // memory (...,H,W,C) as the (...,C,H,W) that the caller sees.
-inline Tensor as_images(const Tensor& memory, bool channels_last) {
+template <class T>
+Tensor as_images(const Call& call, const Tensor& memory, bool channels_last) {
   const Tensor view = channels_first_view(memory);
-  return channels_last ? view : stable::contiguous(view);
+  if (channels_last || view.is_contiguous() || memory.numel() == 0)
+    return channels_last ? view : stable::contiguous(view);
+  const Tensor images = call.empty(sizes(view));
+  const int64_t dim = memory.dim();
+  transpose_to<T>(
+      images, memory, memory.size(dim - 3) * memory.size(dim - 2), memory.size(dim - 1), call.stream);
+  return images;
 }
 
 // memory (T,N,H,W,C) as images (T*N,C,H,W) that are channels last, without a copy.
@@ -85,15 +113,29 @@ WeightPart<T> transposed_rows_of(const Tensor& weight, int64_t first, int64_t co
       static_cast<int>(weight.size(1))};
 }
 
-// A convolution of images of this call, its weights packed.
+// Rows [first, first+count) of the hidden weight as PyTorch's library wants them, if the convolutions of the
+// call are left to it: where they are long, it makes up for what goes to memory and back between them and
+// their epilogues. transposed: for the gradient of the input.
+inline Optional library_rows(const Call& call, int64_t first, int64_t count, bool transposed) {
+  Tensor weight = call.weight_hh();
+  const double operations_of_step = 2.0 * call.p.rows() * weight.numel();
+  if (weight.scalar_type() == torch::headeronly::ScalarType::Double ||
+      operations_of_step < least_operations_of_library())
+    return std::nullopt;
+  Tensor rows = stable::narrow(weight, 0, first, count);
+  if (transposed) rows = stable::transpose(flip(rows, {2, 3}), 0, 1);
+  return channels_first_view(stable::contiguous(channels_last_view(rows)));
+}
+
+// A convolution of images of this call, its weights packed; or left to PyTorch's library.
 template <class T>
-class PackedConvolution {
+class PreparedConvolution {
  public:
-  // Output channels from narrow_from on see only the first source.
-  PackedConvolution(
+  // Output channels from narrow_from on see only the first source. library_weight: nothing is packed.
+  PreparedConvolution(
       const Call& call, const std::vector<WeightPart<T>>& parts, int64_t out, int64_t narrow_from,
-      bool cudnn = false)
-      : call_(call), narrow_from_(static_cast<int>(narrow_from)) {
+      const Optional& library_weight = std::nullopt)
+      : call_(call), narrow_from_(static_cast<int>(narrow_from)), library_weight_(library_weight) {
     const Tensor& weight = call.weight_hh();
     weights_ = {
         {},
@@ -101,15 +143,11 @@ class PackedConvolution {
         static_cast<int>(weight.size(2)),
         static_cast<int>(weight.size(3)),
         static_cast<int>(out),
-        cudnn};
+        call.p.cudnn && out == 3 * call.p.K};
     std::copy(parts.begin(), parts.end(), weights_.parts);
+    if (library_weight.has_value()) return;
     packed_ = call.empty({weights_.packed_size()});
-    pack(weights_, data<T>(packed_), call.stream);
-  }
-
-  template <template <class> class Epilogue>
-  void run(int64_t batch, const std::vector<Source<T>>& sources, const Epilogue<T>& epilogue) const {
-    convolve(of(batch, sources), epilogue, call_.stream);
+    pack(weights_, data<T>(*packed_), call.stream);
   }
 
   Convolution<T> of(int64_t batch, const std::vector<Source<T>>& sources) const {
@@ -124,18 +162,42 @@ class PackedConvolution {
         weights_.kernel_w,
         weights_.out,
         narrow_from_,
-        data<const T>(packed_),
+        data_or_null<T>(packed_),
         weights_.columns(),
         call_.tf32};
     std::copy(sources.begin(), sources.end(), conv.sources);
     return conv;
   }
 
+  bool is_by_library() const { return library_weight_.has_value(); }
+
+  // A phase whose convolution is this.
+  template <class Epilogue>
+  void run(const Phase<T, Epilogue>& phase) const {
+    constexpr int kGates = kThreeGates<Epilogue> ? 3 : 1;
+    const Convolution<T>& conv = phase.conv;
+    const int64_t rows = conv.batch * conv.height * conv.width;
+    if (phase.zeros) return elementwise<T>(rows, conv.out / kGates, nullptr, phase.epilogue, call_.stream);
+    if (!is_by_library()) return convolve(conv, phase.epilogue, call_.stream);
+    const Tensor sums = channels_last_memory<T>(call_, convolution(images_of(conv), *library_weight_));
+    elementwise(rows, conv.out / kGates, data<const T>(sums), phase.epilogue, call_.stream);
+  }
+
  private:
+  // What a convolution of one dense source reads, (batch,channels,H,W).
+  Tensor images_of(const Convolution<T>& conv) const {
+    const Source<T>& source = conv.sources[0];
+    const int64_t C = source.channels, H = conv.height, W = conv.width;
+    const std::vector<int64_t> shape{conv.batch, C, H, W}, strides{H * W * C, 1, W * C, C};
+    return stable::from_blob(
+        const_cast<T*>(source.data), shape, strides, call_.weight_hh().device(),
+        call_.weight_hh().scalar_type());
+  }
+
   const Call& call_;
   int narrow_from_;
   Weights<T> weights_{};
-  Tensor packed_;
+  Optional library_weight_, packed_;
 };
 
 template <class T>
@@ -150,22 +212,16 @@ Tensor meeting_place(const Call& call) {
   return call.empty({static_cast<int64_t>(kElements)});
 }
 
-// By one kernel if that can be, else by one for every phase of every step.
+// By one kernel if that can be, else phase by phase; those of a step have these convolutions.
 template <class T, template <class> class Sequence>
-void run(const Sequence<T>& sequence, Stream stream) {
+void run(
+    const Sequence<T>& sequence, const PreparedConvolution<T>& first, const PreparedConvolution<T>& second,
+    Stream stream) {
   const int64_t count = sequence.steps.count;
-  if (count > 1 && run_sequence(sequence, stream)) return;
-  const auto run_phase = [&](const auto& phase) {
-    constexpr int kGates = kThreeGates<std::decay_t<decltype(phase.epilogue)>> ? 3 : 1;
-    const Convolution<T>& conv = phase.conv;
-    if (phase.zeros)
-      without_sums(conv.batch * conv.height * conv.width, conv.out / kGates, phase.epilogue, stream);
-    else
-      convolve(conv, phase.epilogue, stream);
-  };
+  if (count > 1 && !first.is_by_library() && run_sequence(sequence, stream)) return;
   for (int64_t i = 0; i < count; ++i) {
-    run_phase(sequence.template phase<0>(i));
-    if constexpr (Sequence<T>::kPhases == 2) run_phase(sequence.template phase<1>(i));
+    first.run(sequence.template phase<0>(i));
+    if constexpr (Sequence<T>::kPhases == 2) second.run(sequence.template phase<1>(i));
   }
 }
 

@@ -2,81 +2,73 @@
 // all pre-activations; what they add to the gradients of input and parameters, for all steps at once.
 #include <optional>
 
-#include "library.h"
 #include "recurrence.h"
 
 namespace convgru::cuda {
 namespace {
 
-// The buffers of all steps, channels last.
-template <class T>
+// The buffers of all steps, (T,N,H,W,.).
 struct Buffers {
-  const T* grad_output;  // (T,N,H,W,K)
-  const T* previous;     // (T,N,H,W,K) the state before each step
-  const T* gates;        // (T,N,H,W,width)
-  T* d;   // (T,N,H,W,width) gradients of the pre-activations r|z|n, for "cudnn" also of q = U_n*h + b_hn
-  T* rh;  // (T,N,H,W,K) r.h, or nullptr if nobody wants it
+  Tensor grad_output;  // K
+  Tensor previous;     // K: the state before each step
+  Tensor gates;
+  Tensor d;           // 3K out: gradients of the pre-activations r|z|n
+  Tensor hidden;      // those of what the hidden convolutions give: r|z, for "cudnn" r|z|q, out,
+  Optional hidden_n;  // and n, K, out; not for "cudnn"
+  Optional rh;        // K out: r.h, if anybody wants it
 };
 
-// Runs the recurrence backwards, which fills d and rh. Returns the gradient of the initial state, (N,H,W,K),
-// if it is wanted.
+// Runs the recurrence backwards, which fills d, hidden and rh. Returns the gradient of the initial state,
+// (N,H,W,K), if it is wanted.
 template <class T>
-Tensor run_backwards(const Call& call, const Buffers<T>& buffers, bool wants_hx) {
+Tensor run_backwards(const Call& call, const Buffers& buffers, bool wants_hx) {
   const Problem& p = call.p;
-  const int64_t K = p.K, width = p.gates_kept() * K;
+  const int64_t K = p.K;
   const int k = static_cast<int>(K);
-  const Tensor carry = stable::new_zeros(call.weight_hh(), {p.N, p.H, p.W, K}), meet = meeting_place<T>(call);
+  const Tensor& weight = call.weight_hh();
+  const Tensor carry = stable::new_zeros(weight, {p.N, p.H, p.W, K}), meet = meeting_place<T>(call);
   const BackwardSteps steps{p.T, p.reverse, call.arguments.hx.has_value(), p.rows()};
-  const WeightPart<T> rz = transposed_rows_of<T>(call.weight_hh(), 0, 2 * K);
-  const WeightPart<T> n = transposed_rows_of<T>(call.weight_hh(), 2 * K, K);
-  const auto d_from = [&](int64_t first, int64_t count) {
-    return source<T>(buffers.d + first, count, width);
+  // The convolution by the transposed rows of the weight, and of what.
+  const auto transposed = [&](int64_t first, int64_t count) {
+    return PreparedConvolution<T>(
+        call, {transposed_rows_of<T>(weight, first, count)}, K, K, library_rows(call, first, count, true));
+  };
+  const auto of = [&](const PreparedConvolution<T>& U, const Tensor& d) {
+    return U.of(p.N, {source<T>(data<const T>(d), d.size(4), d.size(4))});
   };
   // What the first step adds to the gradient of the state before it.
-  const auto finish = [&](const Convolution<T>& of_next) {
+  const auto finish = [&](const PreparedConvolution<T>& U, const Convolution<T>& of_next) {
     if (!wants_hx) return;
-    convolve(moved(of_next, steps.row(p.T - 1) * width), StoreSums<T>{data<T>(carry), K, true}, call.stream);
+    const Convolution<T> conv = moved(of_next, steps.row(p.T - 1) * of_next.sources[0].channels);
+    U.run(Phase<T, StoreSums<T>>{conv, false, {data<T>(carry), K, true}});
   };
+  const T *grad_output = data<const T>(buffers.grad_output), *gates = data<const T>(buffers.gates);
+  const T* previous = data<const T>(buffers.previous);
+  T *d = data<T>(buffers.d), *hidden = data<T>(buffers.hidden), *const carried = data<T>(carry);
 
   if (p.cudnn) {
-    const PackedConvolution<T> U(call, {rz, n}, K, K);
+    const PreparedConvolution<T> U = transposed(0, 3 * K);
     const CudnnBackward<T> sequence{
         steps,
-        {U.of(p.N, {d_from(0, 2 * K), d_from(3 * K, K)})},
-        {k, call.valid(0), buffers.grad_output, buffers.gates, buffers.previous, data<T>(carry), buffers.d},
+        {of(U, buffers.hidden)},
+        {k, call.valid(0), grad_output, gates, previous, carried, d, hidden},
         data<unsigned>(meet)};
-    run(sequence, call.stream);
-    finish(sequence.convolutions[0]);
+    run(sequence, U, U, call.stream);
+    finish(U, sequence.convolutions[0]);
     return carry;
   }
-  const PackedConvolution<T> U_rz(call, {rz}, K, K), U_n(call, {n}, K, K);
+  const PreparedConvolution<T> U_rz = transposed(0, 2 * K), U_n = transposed(2 * K, K);
+  T* const rh = buffers.rh.has_value() ? data<T>(*buffers.rh) : nullptr;
   const GruRcnBackward<T> sequence{
       steps,
-      {U_rz.of(p.N, {d_from(0, 2 * K)}), U_n.of(p.N, {d_from(2 * K, K)})},
-      {p.relu, k, call.valid(0), buffers.grad_output, buffers.gates, buffers.previous, data<T>(carry),
-       buffers.d},
-      {k, buffers.gates, buffers.previous, data<T>(carry), buffers.d, buffers.rh},
+      {of(U_rz, buffers.hidden), of(U_n, *buffers.hidden_n)},
+      {p.relu, k, call.valid(0), grad_output, gates, previous, carried, d, hidden,
+       data<T>(*buffers.hidden_n)},
+      {k, gates, previous, carried, d, hidden, rh},
       data<unsigned>(meet)};
-  run(sequence, call.stream);
-  finish(sequence.convolutions[0]);
+  run(sequence, U_rz, U_n, call.stream);
+  finish(U_rz, sequence.convolutions[0]);
   return carry;
-}
-
-// Channels [first, first+count) of memory (...,C).
-Tensor channels_of(const Tensor& memory, int64_t first, int64_t count) {
-  Tensor all = memory;
-  return stable::narrow(all, memory.dim() - 1, first, count);
-}
-
-// The d of the gates as the hidden side sees them: r|z|n, for "cudnn" r|z|q.
-Tensor hidden_gradients(const Call& call, const Tensor& d) {
-  const Problem& p = call.p;
-  if (!p.cudnn) return d;
-  const Tensor hidden = call.empty({p.T, p.N, p.H, p.W, 3 * p.K});
-  Tensor rz = channels_of(hidden, 0, 2 * p.K), q = channels_of(hidden, 2 * p.K, p.K);
-  stable::copy_(rz, channels_of(d, 0, 2 * p.K));
-  stable::copy_(q, channels_of(d, 3 * p.K, p.K));
-  return hidden;
 }
 
 Tensor sum(const Tensor& tensor, const std::vector<int64_t>& axes, bool keeps_axes) {
@@ -87,47 +79,81 @@ Tensor weight_gradient(const Tensor& d, const Tensor& x, const Tensor& weight) {
   return convolution_backward(flat_images(d), flat_images(x), weight, false, true).weight;
 }
 
-// The gradients of input and parameters. d: r|z|n, and q for "cudnn".
+// The gradients of input and parameters.
 template <class T>
 void collect(
-    const Call& call, const Tensor& d, const Tensor& previous, const Optional& rh,
-    const std::vector<bool>& wanted, Gradients& gradients) {
+    const Call& call, const Buffers& buffers, const std::vector<bool>& wanted, Gradients& gradients) {
   const Problem& p = call.p;
   const Arguments& arguments = call.arguments;
   const int64_t K = p.K;
-  const Tensor outside = p.cudnn ? channels_of(d, 0, 3 * K) : d;
+  const Tensor& d = buffers.d;
   if (wanted[kInput] || wanted[kWeightIh]) {
     const Tensor x = valid_memory<T>(call, *arguments.input);
     const ConvolutionGradients found = convolution_backward(
-        flat_images(outside), flat_images(x), *arguments.weight_ih, wanted[kInput], wanted[kWeightIh]);
+        flat_images(d), flat_images(x), *arguments.weight_ih, wanted[kInput], wanted[kWeightIh]);
     if (wanted[kInput])
-      gradients[kInput] = as_images(
-          stable::view(channels_last_memory(found.x), sizes(x)), is_channels_last(*arguments.input));
+      gradients[kInput] = as_images<T>(
+          call, stable::view(channels_last_memory<T>(call, found.x), sizes(x)),
+          is_channels_last(*arguments.input));
     if (wanted[kWeightIh]) gradients[kWeightIh] = stable::contiguous(found.weight);
   }
   if (wanted[kGateBias]) {
     const Tensor& maps = *arguments.gate_bias;
     const bool full = maps.size(3) * maps.size(4) == p.pixels();
-    gradients[kGateBias] = as_images(
-        full ? stable::contiguous(outside) : sum(outside, {2, 3}, /*keeps_axes=*/true),
-        is_channels_last(maps));
+    gradients[kGateBias] =
+        as_images<T>(call, full ? d : sum(d, {2, 3}, /*keeps_axes=*/true), is_channels_last(maps));
   }
-  if (wanted[kBiasIh]) gradients[kBiasIh] = sum(outside, {0, 1, 2, 3}, false);
-  if (!wanted[kWeightHh] && !wanted[kBiasHh]) return;
-  const Tensor hidden = hidden_gradients(call, d);
-  if (wanted[kBiasHh]) gradients[kBiasHh] = sum(hidden, {0, 1, 2, 3}, false);
+  if (wanted[kBiasIh]) gradients[kBiasIh] = sum(d, {0, 1, 2, 3}, false);
+  if (wanted[kBiasHh]) {
+    const bool is_the_same = !p.cudnn && wanted[kBiasIh];
+    gradients[kBiasHh] = is_the_same ? stable::clone(gradients[kBiasIh])
+                                     : sum(p.cudnn ? buffers.hidden : d, {0, 1, 2, 3}, false);
+  }
   if (!wanted[kWeightHh]) return;
   if (p.cudnn) {
-    gradients[kWeightHh] = stable::contiguous(weight_gradient(hidden, previous, arguments.weight_hh));
+    gradients[kWeightHh] =
+        stable::contiguous(weight_gradient(buffers.hidden, buffers.previous, arguments.weight_hh));
     return;
   }
   Tensor weight = arguments.weight_hh, gradient = stable::new_empty(weight, sizes(weight));
-  for (const auto& [x, first, count] : {std::tuple(previous, int64_t{0}, 2 * K), std::tuple(*rh, 2 * K, K)}) {
+  const auto fill = [&](int64_t first, int64_t count, const Tensor& by, const Tensor& x) {
     Tensor part = stable::narrow(gradient, 0, first, count);
-    stable::copy_(
-        part, weight_gradient(channels_of(d, first, count), x, stable::narrow(weight, 0, first, count)));
-  }
+    stable::copy_(part, weight_gradient(by, x, stable::narrow(weight, 0, first, count)));
+  };
+  fill(0, 2 * K, buffers.hidden, buffers.previous);
+  fill(2 * K, K, *buffers.hidden_n, *buffers.rh);
   gradients[kWeightHh] = gradient;
+}
+
+// The states before all steps, (T,N,H,W,K).
+template <class T>
+Tensor previous_states(const Call& call, const Tensor& output) {
+  const Problem& p = call.p;
+  Optional hx;
+  if (call.arguments.hx.has_value()) hx = channels_last_memory<T>(call, *call.arguments.hx);
+  if (p.lengths != nullptr) {
+    const Tensor previous = call.empty({p.T, p.N, p.H, p.W, p.K});
+    const Tensor states = channels_last_memory<T>(call, output);
+    previous_states(
+        PreviousStates<T>{
+            p.T, p.N, p.pixels() * p.K, p.reverse, p.lengths, data<const T>(states), data_or_null<T>(hx),
+            data<T>(previous)},
+        call.stream);
+    return previous;
+  }
+  // One after the other, the initial one among them.
+  Tensor states = call.empty({p.T + 1, p.N, p.H, p.W, p.K});
+  Tensor outputs = stable::narrow(states, 0, p.reverse ? 0 : 1, p.T);
+  Tensor first = stable::select(states, 0, p.reverse ? p.T : 0);
+  if (!is_channels_last(output) && output.is_contiguous())
+    transpose_to<T>(outputs, output, p.K, p.pixels(), call.stream);
+  else
+    stable::copy_(outputs, channels_last_view(output));
+  if (hx.has_value())
+    stable::copy_(first, *hx);
+  else
+    stable::zero_(first);
+  return stable::narrow(states, 0, p.reverse ? 1 : 0, p.T);
 }
 
 }  // namespace
@@ -144,24 +170,20 @@ Gradients backward(
   for (Tensor& gradient : gradients) gradient = call.empty({0});
 
   const int64_t K = p.K;
-  const Tensor previous = call.empty({p.T, p.N, p.H, p.W, K});
-  const Tensor states = channels_last_memory(output);
-  const Optional hx = arguments.hx.has_value() ? Optional(channels_last_memory(*arguments.hx)) : std::nullopt;
-  previous_states(
-      PreviousStates<T>{
-          p.T, p.N, p.pixels() * K, p.reverse, p.lengths, data<const T>(states), data_or_null<T>(hx),
-          data<T>(previous)},
-      call.stream);
+  const auto buffer = [&](int64_t channels) { return call.empty({p.T, p.N, p.H, p.W, channels}); };
+  const Tensor previous = previous_states<T>(call, output);
   const Tensor gates = gates_kept.numel() == 0 ? recomputed_gates<T>(call, previous) : gates_kept;
-  const Tensor grad = channels_last_memory(grad_output);
-  const Tensor d = call.empty({p.T, p.N, p.H, p.W, p.gates_kept() * K});
-  const Optional rh = !p.cudnn && wanted[kWeightHh] ? Optional(call.empty(sizes(previous))) : std::nullopt;
-  const Buffers<T> buffers{
-      data<const T>(grad), data<const T>(previous), data<const T>(gates), data<T>(d),
-      rh.has_value() ? data<T>(*rh) : nullptr};
-  const Tensor grad_hx = run_backwards(call, buffers, wanted[kHx]);
-  if (wanted[kHx]) gradients[kHx] = as_images(grad_hx, is_channels_last(*arguments.hx));
-  collect<T>(call, d, previous, rh, wanted, gradients);
+  const Buffers buffers{
+      channels_last_memory<T>(call, grad_output),
+      previous,
+      gates,
+      buffer(3 * K),
+      buffer((p.cudnn ? 3 : 2) * K),
+      p.cudnn ? std::nullopt : Optional(buffer(K)),
+      !p.cudnn && wanted[kWeightHh] ? Optional(buffer(K)) : std::nullopt};
+  const Tensor grad_hx = run_backwards<T>(call, buffers, wanted[kHx]);
+  if (wanted[kHx]) gradients[kHx] = as_images<T>(call, grad_hx, is_channels_last(*arguments.hx));
+  collect<T>(call, buffers, wanted, gradients);
   return gradients;
 }
 

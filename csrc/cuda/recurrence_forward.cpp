@@ -1,6 +1,5 @@
 #include <optional>
 
-#include "library.h"
 #include "recurrence.h"
 
 namespace convgru::cuda {
@@ -14,7 +13,7 @@ OutsideGates<T>::OutsideGates(const Call& call, bool convolves) : call_(call) {
   }
   if (!convolves || !arguments.input.has_value()) return;
   const Tensor x = flat_images(valid_memory<T>(call, *arguments.input));
-  convolved_ = channels_last_memory(convolution(x, *arguments.weight_ih));
+  convolved_ = channels_last_memory<T>(call, convolution(x, *arguments.weight_ih));
 }
 
 template <class T>
@@ -45,7 +44,7 @@ struct States {
   Optional hx, carried[2];
 
   explicit States(const Call& call) {
-    if (call.arguments.hx.has_value()) hx = channels_last_memory(*call.arguments.hx);
+    if (call.arguments.hx.has_value()) hx = channels_last_memory<T>(call, *call.arguments.hx);
     if (call.p.lengths != nullptr)
       for (Optional& state : carried) state = call.empty({call.p.state_size()});
   }
@@ -71,12 +70,14 @@ std::tuple<Tensor, Tensor> forward(const Call& call, bool save_gates) {
   const Tensor outputs = call.empty({p.T, p.N, p.H, p.W, K});
   const std::vector<int64_t> gates_shape =
       save_gates ? std::vector<int64_t>{p.T, p.N, p.H, p.W, width} : std::vector<int64_t>{0};
-  if (p.all_rows() == 0) return {as_images(outputs, channels_last), call.empty(gates_shape)};
+  if (p.all_rows() == 0) return {as_images<T>(call, outputs, channels_last), call.empty(gates_shape)};
 
-  // A single step convolves [x,h] at once.
+  const Optional first_rows = library_rows(call, 0, (p.cudnn ? 3 : 2) * K, false);
+  // A single step convolves [x,h] at once, if that is left to us.
   const Optional& weight_ih = arguments.weight_ih;
-  const bool joined = p.T == 1 && !p.cudnn && weight_ih.has_value() && arguments.hx.has_value() &&
-                      weight_ih->size(2) == weight_hh.size(2) && weight_ih->size(3) == weight_hh.size(3);
+  const bool joined = p.T == 1 && !p.cudnn && !first_rows.has_value() && weight_ih.has_value() &&
+                      arguments.hx.has_value() && weight_ih->size(2) == weight_hh.size(2) &&
+                      weight_ih->size(3) == weight_hh.size(3);
   const OutsideGates<T> outside(call, !joined);
   const States<T> states(call);
   const Tensor meet = meeting_place<T>(call);
@@ -84,7 +85,7 @@ std::tuple<Tensor, Tensor> forward(const Call& call, bool save_gates) {
   const int k = static_cast<int>(K);
 
   if (p.cudnn) {
-    const PackedConvolution<T> U(call, {rows_of<T>(weight_hh, 0, 3 * K)}, 3 * K, 3 * K, /*cudnn=*/true);
+    const PreparedConvolution<T> U(call, {rows_of<T>(weight_hh, 0, 3 * K)}, 3 * K, 3 * K, first_rows);
     const Tensor gates = call.empty(gates_shape);
     const CudnnForward<T> sequence{
         states.steps(p, outputs, outside.convolved_step(), p.rows() * width, outside.maps_step()),
@@ -92,8 +93,8 @@ std::tuple<Tensor, Tensor> forward(const Call& call, bool save_gates) {
         {k, outside.addends(), bias_hn<T>(call), has_a ? data<T>(*outside.convolved()) : nullptr,
          save_gates ? data<T>(gates) : nullptr, call.valid(0), nullptr, nullptr, nullptr},
         data<unsigned>(meet)};
-    run(sequence, call.stream);
-    return {as_images(outputs, channels_last), gates};
+    run(sequence, U, U, call.stream);
+    return {as_images<T>(call, outputs, channels_last), gates};
   }
 
   // The gates overwrite what they receive from outside.
@@ -107,8 +108,9 @@ std::tuple<Tensor, Tensor> forward(const Call& call, bool save_gates) {
     x = valid_memory<T>(call, *arguments.input);
     sources.insert(sources.begin(), source(data<const T>(*x), x->size(4), x->size(4)));
   }
-  const PackedConvolution<T> U_rz(call, parts, (joined ? 3 : 2) * K, 2 * K);
-  const PackedConvolution<T> U_n(call, {rows_of<T>(weight_hh, 2 * K, K)}, K, K);
+  const PreparedConvolution<T> U_rz(call, parts, (joined ? 3 : 2) * K, 2 * K, first_rows);
+  const PreparedConvolution<T> U_n(
+      call, {rows_of<T>(weight_hh, 2 * K, K)}, K, K, library_rows(call, 2 * K, K, false));
   const Tensor rh = call.empty({p.state_size()});
   const GruRcnForward<T> sequence{
       states.steps(p, outputs, all_a ? p.rows() * 3 * K : 0, 0, outside.maps_step()),
@@ -117,9 +119,10 @@ std::tuple<Tensor, Tensor> forward(const Call& call, bool save_gates) {
       {p.relu, k, outside.addends(), data<T>(a), has_a || joined, save_gates, call.valid(0), nullptr, nullptr,
        nullptr},
       data<unsigned>(meet)};
-  run(sequence, call.stream);
+  run(sequence, U_rz, U_n, call.stream);
   return {
-      as_images(outputs, channels_last), save_gates ? stable::view(a, gates_shape) : call.empty(gates_shape)};
+      as_images<T>(call, outputs, channels_last),
+      save_gates ? stable::view(a, gates_shape) : call.empty(gates_shape)};
 }
 
 template <class T>
@@ -134,22 +137,25 @@ Tensor recomputed_gates(const Call& call, const Tensor& previous) {
   const Valid valid{nullptr, 0, 1};
   if (p.cudnn) {
     const Tensor gates = call.empty({p.T, p.N, p.H, p.W, 4 * p.K});
-    const PackedConvolution<T> U(call, {rows_of<T>(weight_hh, 0, 3 * K)}, 3 * K, 3 * K, /*cudnn=*/true);
+    const PreparedConvolution<T> U(
+        call, {rows_of<T>(weight_hh, 0, 3 * K)}, 3 * K, 3 * K, library_rows(call, 0, 3 * K, false));
     const CudnnStep<T> step{K, outside.addends(), bias_hn<T>(call), data_or_null<T>(a), data<T>(gates), valid,
                             h, nullptr,           nullptr};
-    U.run(images, {source(h, K, K)}, step);
+    U.run(Phase<T, CudnnStep<T>>{U.of(images, {source(h, K, K)}), false, step});
     return gates;
   }
   const Tensor gates = a.has_value() ? *a : call.empty({images, p.H, p.W, 3 * p.K});
   const Tensor rh = call.empty({p.all_rows() * K});
-  const PackedConvolution<T> U_rz(call, {rows_of<T>(weight_hh, 0, 2 * K)}, 2 * K, 2 * K);
-  const PackedConvolution<T> U_n(call, {rows_of<T>(weight_hh, 2 * K, K)}, K, K);
+  const PreparedConvolution<T> U_rz(
+      call, {rows_of<T>(weight_hh, 0, 2 * K)}, 2 * K, 2 * K, library_rows(call, 0, 2 * K, false));
+  const PreparedConvolution<T> U_n(
+      call, {rows_of<T>(weight_hh, 2 * K, K)}, K, K, library_rows(call, 2 * K, K, false));
   const ResetUpdate<T> reset_update{K, outside.addends(), data<T>(gates), a.has_value(), true,
                                     h, data<T>(rh)};
   const Candidate<T> candidate{p.relu, K, outside.addends(), data<T>(gates), a.has_value(), true,
                                valid,  h, nullptr,           nullptr};
-  U_rz.run(images, {source(h, K, K)}, reset_update);
-  U_n.run(images, {source(data<const T>(rh), K, K)}, candidate);
+  U_rz.run(Phase<T, ResetUpdate<T>>{U_rz.of(images, {source(h, K, K)}), false, reset_update});
+  U_n.run(Phase<T, Candidate<T>>{U_n.of(images, {source(data<const T>(rh), K, K)}), false, candidate});
   return gates;
 }
 

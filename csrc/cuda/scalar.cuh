@@ -1,5 +1,7 @@
-// Elements of images and the type that kernels compute in.
+// Elements of images, alone or some together, and the type that kernels compute in.
 #pragma once
+#include <type_traits>
+
 #include "../gru_math.h"
 #include "kernels.h"
 #include "ptx.cuh"
@@ -37,6 +39,81 @@ CONVGRU_DEVICE T narrow(compute_t<T> x) {
   } else {
     return x;
   }
+}
+
+// Elements that a thread reads or writes at once.
+template <class T>
+constexpr int kVector = kCopyBytes / static_cast<int>(sizeof(T));
+
+struct alignas(kCopyBytes) [[gnu::may_alias]] Words {
+  uint32_t at[kCopyBytes / sizeof(uint32_t)];
+};
+
+struct [[gnu::may_alias]] Pair {
+  uint32_t both;
+};
+
+// N neighbouring elements as memory has them; N is 1, or kVector<T> where the address is a multiple of
+// kCopyBytes.
+template <class T, int N>
+class Elements {
+ public:
+  Elements() = default;
+  CONVGRU_DEVICE explicit Elements(const T* from) : raw_(*reinterpret_cast<const Raw*>(from)) {}
+
+  CONVGRU_DEVICE compute_t<T> operator[](int i) const {
+    if constexpr (N == 1)
+      return widen(raw_);
+    else if constexpr (sizeof(T) == 2)
+      return widen(T{static_cast<uint16_t>(raw_.at[i / 2] >> 16 * (i % 2))});
+    else if constexpr (sizeof(T) == 4)
+      return bits_to_float(raw_.at[i]);
+    else
+      return bits_to_double(uint64_t{raw_.at[2 * i + 1]} << 32 | raw_.at[2 * i]);
+  }
+
+ private:
+  using Raw = std::conditional_t<N == 1, T, Words>;
+  Raw raw_{};
+};
+
+// Rounds N neighbouring elements to where they belong.
+template <int N, class T>
+CONVGRU_DEVICE void put(T* to, const compute_t<T> (&values)[N]) {
+  if constexpr (N == 1) {
+    *to = narrow<T>(values[0]);
+    return;
+  } else {
+    Words words;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if constexpr (sizeof(T) == 2)
+        words.at[i] = uint32_t{narrow<T>(values[2 * i]).bits} | uint32_t{narrow<T>(values[2 * i + 1]).bits}
+                                                                    << 16;
+      else if constexpr (sizeof(T) == 4)
+        words.at[i] = float_to_bits(values[i]);
+      else
+        words.at[i] = static_cast<uint32_t>(double_to_bits(values[i / 2]) >> 32 * (i % 2));
+    }
+    *reinterpret_cast<Words*>(to) = words;
+  }
+}
+
+// Copies N elements of together at most 4 bytes, whose addresses are multiples of that.
+template <int N, class T>
+CONVGRU_DEVICE void copy_neighbours(T* to, const T* from) {
+  if constexpr (N == 1) {
+    *to = *from;
+  } else {
+    static_assert(N == 2 && sizeof(T) == 2);
+    *reinterpret_cast<Pair*>(to) = *reinterpret_cast<const Pair*>(from);
+  }
+}
+
+// Whether kVector<T> channels from a multiple of that on can be read and written at once: of K channels each.
+template <class T, class... Buffers>
+CONVGRU_DEVICE bool in_vectors(int K, const Buffers*... buffers) {
+  return K % kVector<T> == 0 && (reinterpret_cast<uintptr_t>(buffers) | ...) % kCopyBytes == 0;
 }
 
 }  // namespace convgru::cuda

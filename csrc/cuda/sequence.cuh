@@ -56,8 +56,10 @@ class BlockTiles {
       const auto right = [&](int piece) { return weights_ + weight_elements(piece); };
       const auto load = [&](int piece) { loader.load_input(piece, left(piece)); };
       typename Config::Products products;
-      add_pieces<Config>(products, phase.zeros ? 0 : loader.pieces(), load, left, right);
-      finish_tile<T, Config>(products, conv, phase.epilogue, row, first_column_, ring_);
+      TileEpilogue<T, Config, Epilogue> epilogue(conv, phase.epilogue, row, first_column_);
+      const int pieces = phase.zeros ? 0 : loader.pieces();
+      add_pieces<Config>(products, pieces, load, left, right, [&] { epilogue.fetch(); });
+      epilogue.finish(products, ring_);
       __syncthreads();  // the ring is free for the next tile
     }
   }

@@ -195,8 +195,9 @@ struct Block {
 
 struct Machine {
   unsigned seed = 0;
-  int resident_blocks = 24;      // that are there at the same time, if they may wait for each other
-  int cooperative_launches = 0;  // so far
+  int resident_blocks = 24;  // that are there at the same time, if they may wait for each other
+  double least_operations_of_library = 1e300;  // of csrc/cuda/device.h
+  int cooperative_launches = 0;                // so far
   dim3 grid, block;
   Fiber* current = nullptr;
   Context scheduler;

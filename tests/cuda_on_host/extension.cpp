@@ -12,6 +12,10 @@ EXPORT void cuda_on_host_resident_blocks(int blocks) {
   cuda_on_host::machine.resident_blocks = blocks;
 }
 
+EXPORT void cuda_on_host_least_operations_of_library(double operations) {
+  cuda_on_host::machine.least_operations_of_library = operations;
+}
+
 EXPORT int cuda_on_host_cooperative_launches() {
   return cuda_on_host::machine.cooperative_launches;
 }
