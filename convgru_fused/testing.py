@@ -7,12 +7,14 @@
     assert_gradients_close          all gradients, each judged so; parameters gate by gate
     TOLERANCES                      the one table of bounds, by dtype and quantity
 
-`python -m convgru_fused.testing` measures the errors that the table comes from and prints them beside it.
+`python -m convgru_fused.testing [cpu|cuda]` measures the errors that the table comes from and prints them
+beside it.
 """
 
 from __future__ import annotations
 
 import math
+import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import astuple, dataclass, fields
@@ -24,7 +26,7 @@ import torch
 from torch import Tensor
 
 from . import eager
-from .backends import BACKENDS
+from .backends import BACKENDS, Problem
 from .eager import Gradients
 
 __all__ = [
@@ -476,16 +478,21 @@ def _measure_sample(
     return {"output": measure(output, expected_output), "gradients": worst}
 
 
-def main() -> None:
+def main(device: str) -> None:
     """Prints the largest errors over all samples, by dtype, quantity and backend, and the table's bounds."""
     torch.set_num_threads(1)  # the problems are small: more threads would wait for each other
-    runners: dict[str, Callable[[Sample, torch.dtype], tuple[Tensor, Gradients]]] = {
-        name: partial(run, name) for name, backend in BACKENDS.items() if not backend.missing()
-    }
+    torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
+    Runner = Callable[[Sample, torch.dtype], tuple[Tensor, Gradients]]
     print(f"{'':18} {'':8}", *(f"{field.name:>12}" for field in fields(Errors)))
     for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
+        runners: dict[str, Runner] = {
+            name: partial(run, name, device=device)
+            for name, backend in BACKENDS.items()
+            if not backend.unsupported_reasons(Problem(device, dtype, "gru-rcn", forward_ad=False))
+        }
         # The hand-derived backward is there to be compared with in float64 and rounds more often in others.
-        functions = {**runners, "by hand": _by_hand} if dtype == torch.float64 else runners
+        is_exact = dtype == torch.float64 and device == "cpu"
+        functions = {**runners, "by hand": _by_hand} if is_exact else runners
         rows = {(q, name): NO_ERROR for q in ("output", "gradients") for name in functions}
         for sample, (name, function) in product(sample_inputs(), functions.items()):
             for quantity, measured in _measure_sample(*function(sample, dtype), sample, dtype).items():
@@ -497,4 +504,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1] if sys.argv[1:] else "cpu")

@@ -39,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--variant", choices=("gru-rcn", "cudnn"), default="gru-rcn", help="(default: gru-rcn)")
     how.add_argument("--backend", type=_names, default=(), metavar="A,B", help="ours on these backends")
     how.add_argument("--recompute", action="store_true", help="also ours with recompute=True")
+    how.add_argument("--graphs", action="store_true", help="also ours in CUDA graphs")
     how.add_argument("--peers", type=_names, metavar="A,B", help="(default: naive,eager,tuned; all in full)")
     how.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch's choice)")
     how.add_argument("--repetitions", type=int, metavar="N", help="timed calls of each, if time allows")

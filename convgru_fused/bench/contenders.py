@@ -48,6 +48,10 @@ def _tuned(job: Job) -> Program:
     )
 
 
+def _graphed(job: Job) -> Program:
+    return graphed.build(job, formulations.tuned(job))
+
+
 def _nn_gru(job: Job) -> Program:
     return Program(job, formulations.nn_gru(job))
 
@@ -69,9 +73,7 @@ PEERS: dict[str, Contender] = {
         Contender("eager", "concatenate, joint gate convolution, candidate convolution", _eager),
         Contender("tuned", "input convolution hoisted over time, joint gates, channels last", _tuned),
         Contender("compiled", "tuned or eager under torch.compile, the faster", compiled.build),
-        Contender(
-            "graphed", "tuned in CUDA graphs, forward and backward", graphed.build, inapplicable=_no_graphs
-        ),
+        Contender("graphed", "tuned in CUDA graphs, forward and backward", _graphed, inapplicable=_no_graphs),
         Contender("nn_gru", "torch.nn.GRU, where it is the same function", _nn_gru, inapplicable=_not_a_gru),
     )
 }
@@ -80,9 +82,11 @@ PEERS: dict[str, Contender] = {
 QUICK_PEERS = ("naive", "eager", "tuned")
 
 
-def our_contenders(backends: Sequence[str], recompute: bool = False) -> tuple[Contender, ...]:
+def our_contenders(
+    backends: Sequence[str], recompute: bool = False, in_graphs: bool = False
+) -> tuple[Contender, ...]:
     """Ours on each of these backends ("fused[cpu]", ...; just "fused" for one or for the library's own
-    choice), each with recompute=True as well ("+recompute") if asked for."""
+    choice), each with recompute=True as well ("+recompute") and in CUDA graphs ("+graphs") if asked for."""
     found = []
     for backend in backends or (None,):
         name = f"fused[{backend}]" if len(backends) > 1 else "fused"
@@ -95,7 +99,14 @@ def our_contenders(backends: Sequence[str], recompute: bool = False) -> tuple[Co
             found.append(
                 Contender(f"{name}+recompute", f"{what}, recompute=True", build, True, _only_training)
             )
+        if in_graphs:
+            build = partial(_ours_in_graphs, backend=backend)
+            found.append(Contender(f"{name}+graphs", f"{what}, in CUDA graphs", build, True, _no_graphs))
     return tuple(found)
+
+
+def _ours_in_graphs(job: Job, backend: str | None) -> Program:
+    return graphed.build(job, ours.peers(job, backend, recompute=False))
 
 
 def _only_training(job: Job) -> str:

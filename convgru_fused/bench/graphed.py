@@ -1,4 +1,4 @@
-"""`tuned` captured in CUDA graphs, forward and backward: what is left when no time goes into launching
+"""Modules captured in CUDA graphs, forward and backward: what is left when no time goes into launching
 kernels.
 
 Every set of data gets graphs of its own that read it in place, so that no input is copied; a loop gets one
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import formulations
+from .peers import Peer
 from .program import Job, Leaves, Program, Run, make_leaves, run_layer
 
 _WARM_UP = 3
@@ -32,9 +32,8 @@ class _Step(nn.Module):
         return h
 
 
-def build(job: Job) -> Program:
-    """Captures the graphs; needs CUDA."""
-    peers = formulations.tuned(job)
+def build(job: Job, peers: Sequence[Peer]) -> Program:
+    """Captures the graphs of these peers; needs CUDA."""
     leaves = make_leaves(job)
     torch.backends.cudnn.benchmark = True  # before anything is captured
     is_loop = job.workload.form == "loop"

@@ -36,6 +36,7 @@ class Settings:
     peers: tuple[str, ...] = tuple(PEERS)
     backends: tuple[str, ...] = ()  # of ours; none is the library's own choice
     recompute: bool = False  # ours with recompute=True as well
+    in_graphs: bool = False  # ours in CUDA graphs as well
     protocol: timing.Protocol = timing.QUICK
     tf32: bool = False
     precision: str = "fast"  # of ours, convgru_fused.precision
@@ -54,7 +55,7 @@ class Settings:
 
     def contenders(self) -> tuple[Contender, ...]:
         """Ours first, then the peers. Raises ValueError for an unknown peer."""
-        return our_contenders(self.backends, self.recompute) + select_peers(self.peers)
+        return our_contenders(self.backends, self.recompute, self.in_graphs) + select_peers(self.peers)
 
 
 @contextmanager

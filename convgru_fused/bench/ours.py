@@ -74,14 +74,19 @@ def probe(backend: str, device: torch.device, dtype: torch.dtype, variant: str) 
 
 def build(job: Job, backend: str | None, recompute: bool) -> Program:
     """Raises what the package raises if the backend cannot run the job."""
+    return Program(job, peers(job, backend, recompute))
+
+
+def peers(job: Job, backend: str | None, recompute: bool) -> list[Peer]:
+    """The layer, or the cells of a step."""
     sizes = (job.workload.input_size, job.workload.hidden_size)
     place = (job.device, job.dtype)
-    peers: list[Peer] = []
+    found: list[Peer] = []
     for kernel, weights in zip(job.workload.kernels, job.sets[0].weights, strict=True):
         if job.workload.form == "seq":
             layer = convgru_fused.ConvGRU(*sizes, kernel, variant=job.variant, recompute=recompute).to(*place)
-            peers.append(FusedLayer(layer, weights, backend))
+            found.append(FusedLayer(layer, weights, backend))
         else:
             cell = convgru_fused.ConvGRUCell(*sizes, kernel, variant=job.variant).to(*place)
-            peers.append((RecomputingCell if recompute else FusedCell)(cell, weights, backend))
-    return Program(job, peers)
+            found.append((RecomputingCell if recompute else FusedCell)(cell, weights, backend))
+    return found

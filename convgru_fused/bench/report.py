@@ -51,7 +51,7 @@ def _ours(found: Sequence[Comparison]) -> Table:
         result.add_row(
             ours.workload,
             ours.mode,
-            *([ours.contender] if several else []),
+            *([Text(ours.contender)] if several else []),
             time_and_spread(ours),
             f"{ours.ms_per_step:.3f}",
             f"{ours.gflops:.0f}",
@@ -59,7 +59,7 @@ def _ours(found: Sequence[Comparison]) -> Table:
             "" if comparison.kept_ratio is None else f"{comparison.kept_ratio:.2f}",
             times(comparison.over_eager),
             times(comparison.over_best),
-            "" if comparison.best is None else _named(comparison.best),
+            Text("" if comparison.best is None else _named(comparison.best)),
         )
     return result
 
@@ -113,7 +113,10 @@ def _lengths(document: Document) -> Table:
         points = dict(curve.points)
         cells = [f"{points[T] * 1e3 / T:.3f}" if T in points else "" for T in steps]
         result.add_row(
-            curve.mode, curve.contender, *cells, "" if curve.fit is None else f"{curve.fit.deviation:.0%}"
+            curve.mode,
+            Text(curve.contender),
+            *cells,
+            "" if curve.fit is None else f"{curve.fit.deviation:.0%}",
         )
     return result
 

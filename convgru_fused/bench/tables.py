@@ -30,9 +30,9 @@ def table(title: str, words: Sequence[str], numbers: Sequence[str]) -> Table:
     """An empty table: columns of words, then columns of numbers."""
     found = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     for column in words:
-        found.add_column(column, no_wrap=True)
-    for column in numbers:
-        found.add_column(column, justify="right", no_wrap=True)
+        found.add_column(Text(column), no_wrap=True)
+    for column in numbers:  # as text, for what is in brackets would be taken for markup
+        found.add_column(Text(column), justify="right", no_wrap=True)
     return found
 
 

@@ -1,14 +1,36 @@
 // The kernels: "same" convolutions as matrix products, their weights packed, epilogues without a convolution.
 //
 // A block computes kTileRows x kTileColumns sums of a convolution, which are rows = pixels and columns =
-// output channels. Nothing is concatenated or unfolded: the depth goes over the sources, of each over the
-// taps of the kernel, of each over its channels, and for every tap the pixels of the tile are loaded anew,
-// shifted. Pieces of the depth go through a ring of stages in shared memory, copied while earlier ones are
-// multiplied.
+// output channels. Nothing is concatenated or unfolded: the depth goes over the sources, of each over its
+// channels, kDepth at a time, of these over the taps of the kernel, and for every tap the pixels of the tile
+// are loaded anew, shifted. Pieces of the depth go through a ring of stages in shared memory, copied while
+// earlier ones are multiplied.
 #pragma once
 #include "gates.cuh"
 
 namespace convgru::cuda {
+
+// Whether kVector<T> channels of a source can be copied at once.
+template <class T>
+CONVGRU_DEVICE bool is_aligned(const Source<T>& source) {
+  return reinterpret_cast<uintptr_t>(source.data) % kCopyBytes == 0 &&
+         source.pixel_stride * sizeof(T) % kCopyBytes == 0;
+}
+
+// Starts to copy kVector<T> channels of a row, from `channel` on, to shared memory; zeros for those beyond
+// the last, and for all of them if the row is not there.
+template <class T>
+CONVGRU_DEVICE void load_channels(
+    const Source<T>& source, bool aligned, bool is_there, int64_t row, int channel, T* target) {
+  const int left = is_there ? source.channels - channel : 0;
+  const int count = left < 0 ? 0 : left > kVector<T> ? kVector<T> : left;
+  const T* from = count > 0 ? source.data + row * source.pixel_stride + channel : source.data;
+  if (aligned) {
+    copy_async<kCopyBytes>(target, from, count * static_cast<int>(sizeof(T)));
+  } else {
+    for (int k = 0; k < kVector<T>; ++k) target[k] = k < count ? from[k] : narrow<T>(compute_t<T>(0));
+  }
+}
 
 // What one thread of a block loads for each piece of the depth.
 template <class T, class Config>
@@ -16,21 +38,18 @@ class Loader {
  public:
   CONVGRU_DEVICE Loader(const Convolution<T>& conv, int64_t first_row, int first_column)
       : conv_(conv), first_column_(first_column) {
-    const int64_t pixels = int64_t{conv.height} * conv.width, rows = conv.batch * pixels;
+    const int pixels = conv.height * conv.width;
+    const int64_t rows = conv.batch * pixels;
 #pragma unroll
     for (int i = 0; i < kRowChunks; ++i) {
       const int64_t row = first_row + (threadIdx.x + i * Config::kThreads) / kChunksOfRow;
       const bool exists = row < rows;
-      const int pixel = static_cast<int>(exists ? row % pixels : 0);
+      const int pixel = exists ? divided(row, pixels).remainder : 0;
       row_[i] = exists ? row : 0;
       y_[i] = exists ? pixel / conv.width : -(1 << 24);  // outside of the image, whatever the tap
       x_[i] = pixel % conv.width;
     }
-    for (int s = 0; s < conv.source_count; ++s) {
-      const Source<T>& source = conv.sources[s];
-      aligned_ &= reinterpret_cast<uintptr_t>(source.data) % kCopyBytes == 0 &&
-                  source.pixel_stride * sizeof(T) % kCopyBytes == 0;
-    }
+    for (int source = 0; source < conv.source_count; ++source) aligned_ &= is_aligned(conv.sources[source]);
   }
 
   // The pieces of the depth that the block's columns see.
@@ -43,45 +62,36 @@ class Loader {
   CONVGRU_DEVICE void load_input(int piece, T* a) const {
     const int of_first = conv_.pieces(0), source = piece < of_first ? 0 : 1;
     const int within = source == 0 ? piece : piece - of_first;
-    const int chunks = padded(conv_.sources[source].channels, kDepth<T>) / kDepth<T>;
-    const int tap = within / chunks, channel = within % chunks * kDepth<T>;
+    const int taps = conv_.kernel_h * conv_.kernel_w, tap = within % taps;
     load_pixels(
         conv_.sources[source], tap / conv_.kernel_w - conv_.kernel_h / 2,
-        tap % conv_.kernel_w - conv_.kernel_w / 2, channel, a);
+        tap % conv_.kernel_w - conv_.kernel_w / 2, within / taps * kDepth<T>, a);
   }
 
   // ... and of the weights to b.
   CONVGRU_DEVICE void load_weights(int piece, T* b) const {
     const T* packed = conv_.packed + int64_t{piece} * kDepth<T> * conv_.columns + first_column_;
     for (int i = threadIdx.x; i < kDepth<T> * kChunksOfColumns; i += Config::kThreads) {
-      const int k = i / kChunksOfColumns, column = i % kChunksOfColumns * kChunk;
+      const int k = i / kChunksOfColumns, column = i % kChunksOfColumns * kVector<T>;
       copy_async<kCopyBytes>(b + k * Config::kStrideB + column, packed + int64_t{k} * conv_.columns + column);
     }
   }
 
  private:
-  static constexpr int kChunk = kCopyBytes / static_cast<int>(sizeof(T));  // elements that are copied at once
-  static constexpr int kChunksOfRow = kDepth<T> / kChunk;
-  static constexpr int kChunksOfColumns = Config::kTileColumns / kChunk;
+  static constexpr int kChunksOfRow = kDepth<T> / kVector<T>;
+  static constexpr int kChunksOfColumns = Config::kTileColumns / kVector<T>;
   static constexpr int kRowChunks = Config::kTileRows * kChunksOfRow / Config::kThreads;
   static_assert(kRowChunks * Config::kThreads == Config::kTileRows * kChunksOfRow);
 
   CONVGRU_DEVICE void load_pixels(const Source<T>& source, int dy, int dx, int first_channel, T* a) const {
 #pragma unroll
     for (int i = 0; i < kRowChunks; ++i) {
-      const int at = threadIdx.x + i * Config::kThreads, offset = at % kChunksOfRow * kChunk;
-      T* target = a + at / kChunksOfRow * Config::kStrideA + offset;
-      const int y = y_[i] + dy, x = x_[i] + dx, channel = first_channel + offset;
+      const int at = threadIdx.x + i * Config::kThreads, offset = at % kChunksOfRow * kVector<T>;
+      const int y = y_[i] + dy, x = x_[i] + dx;
       const bool inside = y >= 0 && y < conv_.height && x >= 0 && x < conv_.width;
-      int count = inside ? source.channels - channel : 0;
-      count = count < 0 ? 0 : count > kChunk ? kChunk : count;
-      const T* from = source.data;
-      if (count > 0) from += (row_[i] + int64_t{dy} * conv_.width + dx) * source.pixel_stride + channel;
-      if (aligned_) {
-        copy_async<kCopyBytes>(target, from, count * static_cast<int>(sizeof(T)));
-      } else {
-        for (int k = 0; k < kChunk; ++k) target[k] = k < count ? from[k] : narrow<T>(compute_t<T>(0));
-      }
+      load_channels(
+          source, aligned_, inside, row_[i] + int64_t{dy} * conv_.width + dx, first_channel + offset,
+          a + at / kChunksOfRow * Config::kStrideA + offset);
     }
   }
 
@@ -92,13 +102,10 @@ class Loader {
   int y_[kRowChunks], x_[kRowChunks];
 };
 
-// Adds the products of all pieces of the depth. load(piece) starts to copy one, left(piece) and right(piece)
-// are where the factors then are; meanwhile() is done while the first are under way.
-template <class Config, class Load, class Left, class Right, class Meanwhile>
-CONVGRU_DEVICE void add_pieces(
-    typename Config::Products& products, int pieces, const Load& load, const Left& left, const Right& right,
-    const Meanwhile& meanwhile) {
-  constexpr int kStages = Config::kStages;
+// Adds the products of all pieces of the depth, one after the other. load(piece) starts to copy what a piece
+// needs, add(piece) adds its products; meanwhile() is done while the first are under way.
+template <int kStages, class Load, class Add, class Meanwhile>
+CONVGRU_DEVICE void add_pieces(int pieces, const Load& load, const Add& add, const Meanwhile& meanwhile) {
   const auto load_if_any = [&](int piece) {
     if (piece < pieces) load(piece);
     copy_async_commit();
@@ -109,7 +116,7 @@ CONVGRU_DEVICE void add_pieces(
     copy_async_wait<kStages - 2>();
     __syncthreads();  // the piece is there, and everybody is done with the stage that is filled next
     load_if_any(piece + kStages - 1);
-    products.add(left(piece), right(piece));
+    add(piece);
   }
   copy_async_wait<0>();
   __syncthreads();
@@ -227,8 +234,15 @@ __global__ void __launch_bounds__(Config::kThreads)
     loader.load_weights(piece, right(piece));
   };
   typename Config::Products products;
+  const auto add = [&](int piece) {
+    const T* rows[Config::Products::kDown];
+#pragma unroll
+    for (int i = 0; i < Config::Products::kDown; ++i)
+      rows[i] = left(piece) + Config::Products::row(i) * Config::kStrideA;
+    products.add(rows, right(piece));
+  };
   TileEpilogue<T, Config, Epilogue> tile_epilogue(conv, epilogue, first_row, first_column);
-  add_pieces<Config>(products, loader.pieces(), load, left, right, [&] { tile_epilogue.fetch(); });
+  add_pieces<Config::kStages>(loader.pieces(), load, add, [&] { tile_epilogue.fetch(); });
   tile_epilogue.finish(products, stages);
 }
 
@@ -268,12 +282,13 @@ struct PlainConfig : PlainTile<T, kColumns> {
     CONVGRU_DEVICE static int row(int i) { return threadIdx.x / kThreadsAcross + i * kThreadsDown; }
     CONVGRU_DEVICE static int column(int j) { return threadIdx.x % kThreadsAcross + j * kThreadsAcross; }
 
-    CONVGRU_DEVICE void add(const T* a, const T* b) {
+    // Adds the products of a piece of the depth. rows: where each row(i) of the input lies.
+    CONVGRU_DEVICE void add(const T* const (&rows)[kDown], const T* b) {
 #pragma unroll
       for (int k = 0; k < kDepth<T>; ++k) {
         A left[kDown], right[kAcross];
 #pragma unroll
-        for (int i = 0; i < kDown; ++i) left[i] = widen(a[row(i) * Tile::kStrideA + k]);
+        for (int i = 0; i < kDown; ++i) left[i] = widen(rows[i][k]);
 #pragma unroll
         for (int j = 0; j < kAcross; ++j) right[j] = widen(b[k * Tile::kStrideB + column(j)]);
 #pragma unroll
@@ -313,15 +328,17 @@ struct MatrixConfig : MatrixTile<T, kColumns> {
     CONVGRU_DEVICE static int first_row() { return threadIdx.x / 32 / kWarpsAcross * kWarpRows; }
     CONVGRU_DEVICE static int first_column() { return threadIdx.x / 32 % kWarpsAcross * kWarpColumns; }
 
-    CONVGRU_DEVICE void add(const T* a, const T* b) {
+    // The i-th row whose address this thread gives.
+    CONVGRU_DEVICE static int row(int i) { return first_row() + 16 * i + lane() % 16; }
+
+    // Adds the products of a piece of the depth. rows: where each row(i) of the input lies.
+    CONVGRU_DEVICE void add(const T* const (&rows)[kDown], const T* b) {
 #pragma unroll
       for (int k = 0; k < kDepth<T>; k += kStep) {
         uint32_t left[kDown][4], right[kAcross][2];
 #pragma unroll
         for (int i = 0; i < kDown; ++i)
-          load_matrices<false>(
-              left[i],
-              a + (first_row() + 16 * i + lane() % 16) * Tile::kStrideA + k + lane() / 16 * (kStep / 2));
+          load_matrices<false>(left[i], rows[i] + k + lane() / 16 * (kStep / 2));
         load_right(b + k * Tile::kStrideB + first_column(), right);
 #pragma unroll
         for (int i = 0; i < kDown; ++i)
@@ -379,37 +396,24 @@ CONVGRU_DEVICE void for_all(int64_t count, const F& f) {
 
 constexpr int kElementThreads = 256, kElementBlocks = 4;  // of a multiprocessor
 
-struct Divided {
-  int64_t quotient;
-  int remainder;
-};
-// Of numbers that are not negative. Half as wide a division takes a fraction of the time.
-CONVGRU_DEVICE Divided divided(int64_t number, int by) {
-  if (number >> 32 == 0) {
-    const uint32_t small = static_cast<uint32_t>(number), quotient = small / static_cast<uint32_t>(by);
-    return {int64_t{quotient}, static_cast<int>(small - quotient * by)};
-  }
-  return {number / by, static_cast<int>(number % by)};
-}
-
 template <class T>
 __global__ void __launch_bounds__(kElementThreads, kElementBlocks)
     pack_kernel(const __grid_constant__ Weights<T> weights, int columns, int64_t size, T* packed) {
   const int taps = weights.kernel_h * weights.kernel_w;
   for_all(size, [&](int64_t i) {
-    const int column = static_cast<int>(i % columns);
-    int64_t row = i / columns;  // of [part][tap][channel]
+    const auto [row, column] = divided(i, columns);
     const int64_t first_rows = int64_t{taps} * padded(weights.parts[0].channels, kDepth<T>);
-    const WeightPart<T>& part = weights.parts[row < first_rows ? 0 : 1];
-    row -= row < first_rows ? 0 : first_rows;
-    const int depth = padded(part.channels, kDepth<T>);
-    const int tap = static_cast<int>(row / depth), channel = static_cast<int>(row % depth);
+    const bool is_first = row < first_rows;
+    const WeightPart<T>& part = weights.parts[is_first ? 0 : 1];
+    const auto [piece, within] = divided(is_first ? row : row - first_rows, kDepth<T>);
+    const auto [chunk, tap] = divided(piece, taps);
+    const int channel = static_cast<int>(chunk) * kDepth<T> + within;
     int out = column;
     bool exists = channel < part.channels;
     if (weights.cudnn) {
-      const int K = weights.out / 3, group = column / (3 * kCudnnGroup), within = column % (3 * kCudnnGroup);
-      const int hidden = group * kCudnnGroup + within % kCudnnGroup;
-      out = within / kCudnnGroup * K + hidden;
+      const int K = weights.out / 3, group = column / (3 * kCudnnGroup);
+      const int of_group = column % (3 * kCudnnGroup), hidden = group * kCudnnGroup + of_group % kCudnnGroup;
+      out = of_group / kCudnnGroup * K + hidden;
       exists &= hidden < K;
     }
     exists &= out < part.outs;

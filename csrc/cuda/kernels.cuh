@@ -58,15 +58,15 @@ bool run_sequence_by(const Sequence<T>& sequence, Stream stream) {
   using Tiles = BlockTiles<T, Config>;
   constexpr int kPhases = Sequence<T>::kPhases;
   const auto kernel = sequence_kernel<T, Config, Sequence<T>>;
-  int across[2] = {}, pieces = 0;
+  const Convolution<T>& conv = sequence.convolutions[0];
+  int across[2] = {};
+  int64_t weight_elements = 0;
   for (int p = 0; p < kPhases; ++p) {
-    const Convolution<T>& conv = sequence.convolutions[p];
-    across[p] = Tiles::across(conv);
-    pieces = std::max(pieces, conv.pieces(0) + (conv.source_count > 1 ? conv.pieces(1) : 0));
+    across[p] = Tiles::across(sequence.convolutions[p]);
+    weight_elements = std::max(weight_elements, Tiles::weight_elements(sequence.convolutions[p]));
   }
   const size_t shared_bytes =
-      kPhaseBytes + (Tiles::ring_elements() + Tiles::weight_elements(pieces)) * sizeof(T);
-  const Convolution<T>& conv = sequence.convolutions[0];
+      kPhaseBytes + (Tiles::ring_elements(Tiles::halo(conv)) + weight_elements) * sizeof(T);
   const int64_t rows = conv.batch * conv.height * conv.width;
   const int64_t row_tiles = (rows + Config::kTileRows - 1) / Config::kTileRows;
   // Blocks for each tile of columns.

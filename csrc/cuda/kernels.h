@@ -77,7 +77,8 @@ struct Weights {
 
   // Columns of the packed weights.
   int columns() const { return cudnn ? padded(out / 3, kCudnnColumns / 3) * 3 : padded(out, kColumns); }
-  // Elements of the packed weights, [part][tap][channel][column], channels padded to kDepth by zeros.
+  // Elements of the packed weights, [part][channel / kDepth][tap][channel % kDepth][column], channels padded
+  // to kDepth by zeros.
   int64_t packed_size() const {
     int64_t depth = 0;
     for (int p = 0; p < count; ++p) depth += padded(parts[p].channels, kDepth<T>);

@@ -32,7 +32,10 @@ inline void load_matrices(uint32_t (&fragments)[4], const void* shared_row) {
   for (int i = 0; i < 4; ++i) fragments[i] = four.registers[i];
 }
 
-inline void sync_grid(unsigned*, unsigned) {
+template <class Meanwhile>
+inline void sync_grid(unsigned*, unsigned, const Meanwhile& meanwhile) {
+  __syncthreads();
+  meanwhile();
   cuda_on_host::sync_grid();
 }
 
@@ -131,8 +134,10 @@ __device__ __forceinline__ void copy_async_wait() {
 }
 
 // The blocks of a cooperative launch wait for each other; what any has written before, all can read after.
-// `arrived` is a counter that starts at zero, `round` the number of the barrier, from 1.
-__device__ __forceinline__ void sync_grid(unsigned* arrived, unsigned round) {
+// `arrived` is a counter that starts at zero, `round` the number of the barrier, from 1. Every thread but one
+// does meanwhile(), when those of its own block have arrived.
+template <class Meanwhile>
+__device__ __forceinline__ void sync_grid(unsigned* arrived, unsigned round, const Meanwhile& meanwhile) {
   __syncthreads();
   if (threadIdx.x == 0) {
     __threadfence();
@@ -142,6 +147,8 @@ __device__ __forceinline__ void sync_grid(unsigned* arrived, unsigned round) {
       asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(arrived) : "memory");
     } while (seen < round * gridDim.x);
     __threadfence();
+  } else {
+    meanwhile();
   }
   __syncthreads();
 }

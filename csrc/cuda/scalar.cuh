@@ -41,6 +41,19 @@ CONVGRU_DEVICE T narrow(compute_t<T> x) {
   }
 }
 
+struct Divided {
+  int64_t quotient;
+  int remainder;
+};
+// Of numbers that are not negative. Half as wide a division takes a fraction of the time.
+CONVGRU_DEVICE Divided divided(int64_t number, int by) {
+  if (number >> 32 == 0) {
+    const uint32_t small = static_cast<uint32_t>(number), quotient = small / static_cast<uint32_t>(by);
+    return {int64_t{quotient}, static_cast<int>(small - quotient * by)};
+  }
+  return {number / by, static_cast<int>(number % by)};
+}
+
 // Elements that a thread reads or writes at once.
 template <class T>
 constexpr int kVector = kCopyBytes / static_cast<int>(sizeof(T));

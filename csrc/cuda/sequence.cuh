@@ -4,7 +4,8 @@
 //
 // The convolutions of a step are phases: each has blocks of its own, and a block has the same columns and
 // some of the tiles of rows in every step. It copies the weights of its columns to shared memory once; in a
-// step it reads only pixels. After every phase all blocks wait for each other.
+// step it reads only pixels: kDepth channels of its rows and of those around them that the taps reach, which
+// all taps then take from there. After every phase all blocks wait for each other.
 #pragma once
 #include <new>
 
@@ -16,14 +17,20 @@ namespace convgru::cuda {
 template <class T, class Config>
 class BlockTiles {
  public:
-  // Elements of shared memory that the weights of a convolution need.
-  static constexpr int64_t weight_elements(int pieces) { return int64_t{pieces} * kPieceElements; }
-  // Elements of shared memory besides, for the pixels on their way and the sums.
-  static constexpr int64_t ring_elements() {
-    constexpr int64_t kRing = int64_t{Config::kStages} * kStageElements;
+  // Rows before and after a tile that the taps reach.
+  CONVGRU_HOST_DEVICE static int halo(const Convolution<T>& conv) {
+    return conv.kernel_h / 2 * conv.width + conv.kernel_w / 2;
+  }
+  // Elements of shared memory: for the weights of a convolution,
+  static int64_t weight_elements(const Convolution<T>& conv) {
+    return int64_t{conv.pieces(0)} * kPieceElements;
+  }
+  // and besides for a row of zeros, and the pixels on their way or the sums.
+  CONVGRU_HOST_DEVICE static int64_t ring_elements(int halo) {
+    const int64_t ring = int64_t{kRingStages} * stage_elements(halo);
     constexpr int64_t kSums =
         int64_t{Config::kTileRows} * Config::kSumsStride * sizeof(compute_t<T>) / sizeof(T);
-    return kRing > kSums ? kRing : kSums;
+    return Config::kStrideA + (ring > kSums ? ring : kSums);
   }
 
   // Tiles side by side.
@@ -33,15 +40,18 @@ class BlockTiles {
 
   // Of the blocks of the phase, `across` by `down`, this is number `block`. Copies the weights.
   CONVGRU_DEVICE BlockTiles(const Convolution<T>& conv, int across, int block, int down, T* shared)
-      : ring_(shared),
-        weights_(shared + ring_elements()),
+      : zeros_(shared),
+        ring_(shared + Config::kStrideA),
+        weights_(shared + ring_elements(halo(conv))),
         first_column_(block % across * Config::kTileColumns),
         first_row_(int64_t{block / across} * Config::kTileRows),
         rows_(conv.batch * conv.height * conv.width),
         row_step_(int64_t{down} * Config::kTileRows) {
+    for (int i = threadIdx.x; i < Config::kStrideA; i += Config::kThreads)
+      zeros_[i] = narrow<T>(compute_t<T>(0));
     const Loader<T, Config> loader(conv, 0, first_column_);
-    for (int piece = 0; piece < loader.pieces(); ++piece)
-      loader.load_weights(piece, weights_ + weight_elements(piece));
+    for (int piece = 0; piece < conv.pieces(0); ++piece)
+      loader.load_weights(piece, weights_ + piece * kPieceElements);
     copy_async_commit();
     copy_async_wait<0>();
     __syncthreads();
@@ -51,24 +61,76 @@ class BlockTiles {
   CONVGRU_DEVICE void run(const Phase<T, Epilogue>& phase) const {
     const Convolution<T>& conv = phase.conv;
     for (int64_t row = first_row_; row < rows_; row += row_step_) {
-      const Loader<T, Config> loader(conv, row, first_column_);
-      const auto left = [&](int piece) { return ring_ + piece % Config::kStages * kStageElements; };
-      const auto right = [&](int piece) { return weights_ + weight_elements(piece); };
-      const auto load = [&](int piece) { loader.load_input(piece, left(piece)); };
       typename Config::Products products;
       TileEpilogue<T, Config, Epilogue> epilogue(conv, phase.epilogue, row, first_column_);
-      const int pieces = phase.zeros ? 0 : loader.pieces();
-      add_pieces<Config>(products, pieces, load, left, right, [&] { epilogue.fetch(); });
+      add_products(products, conv, phase.zeros, row, [&] { epilogue.fetch(); });
       epilogue.finish(products, ring_);
       __syncthreads();  // the ring is free for the next tile
     }
   }
 
  private:
-  static constexpr int kStageElements = Config::kTileRows * Config::kStrideA;
+  static constexpr int kRingStages = 3;
   static constexpr int kPieceElements = kDepth<T> * Config::kStrideB;
+  static constexpr int kDown = Config::Products::kDown;
 
-  T *ring_, *weights_;
+  CONVGRU_HOST_DEVICE static int stage_elements(int halo) {
+    return (Config::kTileRows + 2 * halo) * Config::kStrideA;
+  }
+
+  template <class Meanwhile>
+  CONVGRU_DEVICE void add_products(
+      typename Config::Products& products, const Convolution<T>& conv, bool zeros, int64_t first_row,
+      const Meanwhile& meanwhile) const {
+    const int taps_down = conv.kernel_h, taps_across = conv.kernel_w, around = halo(conv);
+    int y[kDown], x[kDown];
+#pragma unroll
+    for (int i = 0; i < kDown; ++i) {
+      const int64_t row = first_row + Config::Products::row(i);
+      const int pixel = divided(row, conv.height * conv.width).remainder;
+      y[i] = row < rows_ ? pixel / conv.width : -(1 << 24);  // outside of the image, whatever the tap
+      x[i] = pixel % conv.width;
+    }
+    const auto stage = [&](int chunk) { return ring_ + chunk % kRingStages * stage_elements(around); };
+    const auto load = [&](int chunk) {
+      load_rows(conv.sources[0], first_row - around, Config::kTileRows + 2 * around, chunk, stage(chunk));
+    };
+    const auto add = [&](int chunk) {
+      const T* const pixels = stage(chunk) + around * Config::kStrideA;
+      const T* weights = weights_ + chunk * taps_down * taps_across * kPieceElements;
+      for (int dy = -(taps_down / 2); dy <= taps_down / 2; ++dy)
+        for (int dx = -(taps_across / 2); dx <= taps_across / 2; ++dx, weights += kPieceElements) {
+          const T* rows[kDown];
+#pragma unroll
+          for (int i = 0; i < kDown; ++i) {
+            const bool inside =
+                y[i] + dy >= 0 && y[i] + dy < conv.height && x[i] + dx >= 0 && x[i] + dx < conv.width;
+            const int at = Config::Products::row(i) + dy * conv.width + dx;
+            rows[i] = inside ? pixels + at * Config::kStrideA : zeros_;
+          }
+          products.add(rows, weights);
+        }
+    };
+    const int chunks = zeros ? 0 : padded(conv.sources[0].channels, kDepth<T>) / kDepth<T>;
+    add_pieces<kRingStages>(chunks, load, add, meanwhile);
+  }
+
+  // Starts to copy kDepth channels of `count` rows, of those that there are.
+  CONVGRU_DEVICE void load_rows(
+      const Source<T>& source, int64_t first_row, int count, int chunk, T* to) const {
+    constexpr int kVectors = kDepth<T> / kVector<T>;
+    const bool aligned = is_aligned(source);
+    for (int i = threadIdx.x; i < count * kVectors; i += Config::kThreads) {
+      const int offset = i % kVectors * kVector<T>;
+      const int64_t row = first_row + i / kVectors;
+      if (row >= 0 && row < rows_)
+        load_channels(
+            source, aligned, true, row, chunk * kDepth<T> + offset,
+            to + i / kVectors * Config::kStrideA + offset);
+    }
+  }
+
+  T *zeros_, *ring_, *weights_;
   int first_column_;
   int64_t first_row_, rows_, row_step_;
 };
@@ -77,31 +139,42 @@ class BlockTiles {
 constexpr size_t kPhaseBytes = 512;
 
 template <int kPhase, class Sequence>
-CONVGRU_DEVICE const auto& phase_in_shared(const Sequence& sequence, int64_t i, void* shared) {
-  using Type = decltype(sequence.template phase<kPhase>(i));
+CONVGRU_DEVICE auto* phase_in(void* shared, const Sequence& sequence) {
+  using Type = decltype(sequence.template phase<kPhase>(0));
   static_assert(sizeof(Type) <= kPhaseBytes && alignof(Type) <= kCopyBytes);
-  if (threadIdx.x == 0) new (shared) Type(sequence.template phase<kPhase>(i));
-  __syncthreads();
-  return *static_cast<const Type*>(shared);
+  return static_cast<Type*>(shared);
 }
 
 template <class T, class Config, class Sequence>
 __global__ void __launch_bounds__(Config::kThreads, 1) sequence_kernel(
     const __grid_constant__ Sequence sequence, int across_first, int across_second, int down) {
+  constexpr int kLast = Sequence::kPhases - 1;
   const int block = blockIdx.x, first_blocks = across_first * down;
   const bool is_first = block < first_blocks;
   unsigned char* const shared = dynamic_shared();
+  auto* const first = phase_in<0>(shared, sequence);
+  auto* const last = phase_in<kLast>(shared, sequence);
+  // What this block does in the i-th step; some thread writes it down that has nothing else to do.
+  const auto describe = [&](int64_t i) {
+    if (threadIdx.x != Config::kThreads - 1 || i == sequence.steps.count) return;
+    if (is_first)
+      new (first) auto(sequence.template phase<0>(i));
+    else
+      new (last) auto(sequence.template phase<kLast>(i));
+  };
   const BlockTiles<T, Config> tiles(
-      sequence.convolutions[is_first ? 0 : Sequence::kPhases - 1], is_first ? across_first : across_second,
+      sequence.convolutions[is_first ? 0 : kLast], is_first ? across_first : across_second,
       is_first ? block : block - first_blocks, down, reinterpret_cast<T*>(shared + kPhaseBytes));
+  describe(0);
+  __syncthreads();
   unsigned round = 0;
   for (int64_t i = 0; i < sequence.steps.count; ++i) {
-    if (is_first) tiles.run(phase_in_shared<0>(sequence, i, shared));
-    sync_grid(sequence.meet, ++round);
-    if constexpr (Sequence::kPhases == 2) {
-      if (!is_first) tiles.run(phase_in_shared<1>(sequence, i, shared));
-      sync_grid(sequence.meet, ++round);
+    if (is_first) tiles.run(*first);
+    if constexpr (kLast == 1) {
+      sync_grid(sequence.meet, ++round, [] {});
+      if (!is_first) tiles.run(*last);
     }
+    sync_grid(sequence.meet, ++round, [&] { describe(i + 1); });
   }
 }
 

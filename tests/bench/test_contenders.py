@@ -129,10 +129,12 @@ def test_names_of_ours() -> None:
     assert [c.name for c in our_contenders(("cpu",))] == ["fused"]
     names = [c.name for c in our_contenders(("cpu", "eager"), recompute=True)]
     assert names == ["fused[cpu]", "fused[cpu]+recompute", "fused[eager]", "fused[eager]+recompute"]
+    assert [c.name for c in our_contenders((), in_graphs=True)] == ["fused", "fused+graphs"]
 
 
 def test_inapplicable() -> None:
-    assert "GPU" in PEERS["graphed"].inapplicable(job(SEQUENCE))
+    for contender in (PEERS["graphed"], our_contenders((), in_graphs=True)[1]):
+        assert "GPU" in contender.inapplicable(job(SEQUENCE))
     assert "no convolution" in PEERS["nn_gru"].inapplicable(job(SEQUENCE, variant="cudnn"))
     assert "cudnn" in PEERS["nn_gru"].inapplicable(job(DENSE))
     assert not PEERS["nn_gru"].inapplicable(job(DENSE, variant="cudnn"))
