@@ -142,11 +142,7 @@ class TileEpilogue {
   CONVGRU_DEVICE void fetch() {
     if (!in_vectors_) return;
 #pragma unroll
-    for (int j = 0; j < kVectors; ++j) {
-      const int row = row_of<kVector<T>>(j), channel = channel_of<kVector<T>>(j);
-      if (row < rows_ && first_channel_ + channel < channels_)
-        operands_[j].fetch(epilogue_, first_row_ + row, first_channel_ + channel);
-    }
+    for (int j = 0; j < kAhead; ++j) fetch_one(j, operands_[j]);
   }
 
   CONVGRU_DEVICE void finish(const typename Config::Products& products, void* shared) const {
@@ -155,14 +151,10 @@ class TileEpilogue {
     __syncthreads();
     if (in_vectors_) {
 #pragma unroll
-      for (int j = 0; j < kVectors; ++j) finish_one<kVector<T>>(j, sums, operands_[j]);
-      return;
-    }
-    for (int j = 0; j < kVectors * kVector<T>; ++j) {
-      Operands<Epilogue, 1> operands;
-      const int row = row_of<1>(j), channel = first_channel_ + channel_of<1>(j);
-      if (row < rows_ && channel < channels_) operands.fetch(epilogue_, first_row_ + row, channel);
-      finish_one<1>(j, sums, operands);
+      for (int j = 0; j < kAhead; ++j) finish_one(j, sums, operands_[j]);
+      for (int j = kAhead; j < kVectors; ++j) fetch_and_finish_one<kVector<T>>(j, sums);
+    } else {
+      for (int j = 0; j < kVectors * kVector<T>; ++j) fetch_and_finish_one<1>(j, sums);
     }
   }
 
@@ -172,6 +164,9 @@ class TileEpilogue {
   static constexpr int kChannels = Config::kTileColumns / kGates;  // of a tile
   static constexpr int kVectors = Config::kTileRows * kChannels / kVector<T> / Config::kThreads;
   static_assert(kVectors * kVector<T> * Config::kThreads == Config::kTileRows * kChannels);
+  // Of these so many are fetched before there are sums: 64 registers of them.
+  static constexpr int kBytes = sizeof(Operands<Epilogue, kVector<T>>);
+  static constexpr int kAhead = 256 / kBytes < kVectors ? 256 / kBytes : kVectors;
 
   // The j-th vector of N channels of this thread.
   template <int N>
@@ -181,6 +176,19 @@ class TileEpilogue {
   template <int N>
   CONVGRU_DEVICE static int channel_of(int j) {
     return (threadIdx.x + j * Config::kThreads) % (kChannels / N) * N;
+  }
+
+  template <int N>
+  CONVGRU_DEVICE void fetch_one(int j, Operands<Epilogue, N>& operands) const {
+    const int row = row_of<N>(j), channel = first_channel_ + channel_of<N>(j);
+    if (row < rows_ && channel < channels_) operands.fetch(epilogue_, first_row_ + row, channel);
+  }
+
+  template <int N>
+  CONVGRU_DEVICE void fetch_and_finish_one(int j, const A* sums) const {
+    Operands<Epilogue, N> operands;
+    fetch_one(j, operands);
+    finish_one(j, sums, operands);
   }
 
   template <int N>
@@ -217,7 +225,7 @@ class TileEpilogue {
   int64_t first_row_;
   int first_channel_, channels_, rows_;
   bool in_vectors_;
-  Operands<Epilogue, kVector<T>> operands_[kVectors];
+  Operands<Epilogue, kVector<T>> operands_[kAhead];
 };
 
 template <class T, class Config, class Epilogue>
