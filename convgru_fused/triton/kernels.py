@@ -322,9 +322,12 @@ def cudnn_step_kernel(
         c_r = tl.load(p_sums, mask=mask, other=0.0).to(tl.float32)
         c_z = tl.load(p_sums + K, mask=mask, other=0.0).to(tl.float32)
         q = tl.load(p_sums + 2 * K, mask=mask, other=0.0).to(tl.float32)
-    else:
+    elif TAPS > 0:
         GATE: tl.constexpr = (K + 7) // 8 * 8
         c_r, c_z, q = _convolve_three(h, weight, N, H, W, rows, K, GATE, TAPS, KW, TILE, PRECISION)
+    else:  # there is no weight that could be handed on
+        c_r = tl.zeros(mask.shape, dtype=tl.float32)
+        c_z, q = c_r, c_r
     if bias is not None:
         q += tl.load(bias + column, mask=column < K, other=0.0).to(tl.float32)[None, :]
     r = _sigmoid(c_r + _outside(a, N, H, W, t, rows, column, mask, A_IMAGE, A_PIXEL))
