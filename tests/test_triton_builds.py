@@ -194,7 +194,8 @@ def launches():
 
 @pytest.mark.parametrize("kernel", ALL, ids=lambda k: k.__name__)
 def test_every_combination_that_is_launched(kernel, launches, tmp_path):
-    """Also where there is nothing to convolve, or PyTorch does it. Seldom ones may spill a few bytes."""
+    """Also where there is nothing to convolve, or PyTorch does it. Without gradients but with lengths
+    a few registers are spilled."""
     combinations = launches[kernel.__name__]
     assert any("weight" in missing for missing, _ in combinations)
     assert any("weight" not in missing for missing, _ in combinations)
@@ -202,7 +203,7 @@ def test_every_combination_that_is_launched(kernel, launches, tmp_path):
         tile = tile_of(90, 2, kernel)
         if "weight" in missing:
             tile = replace(tile, descriptors=False)
-        check(kernel, 90, "bf16", tile, tmp_path, missing, 160, **dict(changed))
+        check(kernel, 90, "bf16", tile, tmp_path, missing, 384, **dict(changed))
 
 
 def test_the_checks_can_fail(tmp_path):

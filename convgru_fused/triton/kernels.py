@@ -203,14 +203,22 @@ def _sums(
 
 
 @triton.jit
-def _outside(a, N, H, W, t, rows, column, mask, A_IMAGE: tl.constexpr, A_PIXEL: tl.constexpr):
-    """What the gates receive from outside the recurrence, for some channels r|z|n: of `a`, pixels are A_PIXEL
-    elements apart and images A_IMAGE or, where A_IMAGE is -1, H*W pixels."""
-    image = t.to(tl.int64) * N + rows.n
-    place = image * A_IMAGE
-    if A_IMAGE < 0:
-        place = (image * (H * W) + rows.y * W + rows.x) * A_PIXEL
-    return tl.load(a + place[:, None] + column[None, :], mask=mask, other=0.0).to(tl.float32)
+def _with_outside(
+    acc, a, bias, N, H, W, t, rows, column, mask, K: tl.constexpr, A_IMAGE: tl.constexpr,
+    A_PIXEL: tl.constexpr,
+):  # fmt: skip
+    """acc + what the gates receive from outside the recurrence, for some channels r|z|n. Of `a`, pixels are
+    A_PIXEL elements apart and images A_IMAGE or, where A_IMAGE is -1, H*W pixels; bias (3K,). Both may be
+    None."""
+    if bias is not None:
+        acc += tl.load(bias + column, mask=column < 3 * K, other=0.0).to(tl.float32)[None, :]
+    if a is not None:
+        image = t.to(tl.int64) * N + rows.n
+        place = image * A_IMAGE
+        if A_IMAGE < 0:
+            place = (image * (H * W) + rows.y * W + rows.x) * A_PIXEL
+        acc += tl.load(a + place[:, None] + column[None, :], mask=mask, other=0.0).to(tl.float32)
+    return acc
 
 
 @triton.jit
@@ -231,7 +239,8 @@ def reset_update_kernel(
     h,  # (.,N,H,W,K) states
     weight,  # (TAPS,K,2K)
     sums,
-    a,  # what r and z receive from outside; see _outside
+    a,  # what r and z receive from outside; see _with_outside
+    bias,  # (3K,) besides
     gates,  # (.,N,H,W,3K) out: r if KEEP, z
     rh,  # (N,H,W,K) out
     N, H, W, t, t_h, t_gates,
@@ -247,7 +256,7 @@ def reset_update_kernel(
         acc = _convolve(acc, x, weight_x, N, H, W, rows, C, C, 2 * K, TAPS, KW, TILE, PRECISION)
     column = rows.column
     mask = rows.there[:, None] & (column < 2 * K)[None, :]
-    s = _sigmoid(acc + _outside(a, N, H, W, t, rows, column, mask, A_IMAGE, A_PIXEL))
+    s = _sigmoid(_with_outside(acc, a, bias, N, H, W, t, rows, column, mask, K, A_IMAGE, A_PIXEL))
     gate = s.to(gates.dtype.element_ty)
     kept = mask if KEEP else mask & (column >= K)[None, :]
     tl.store(gates + ((t_gates * step + rows.row) * (3 * K))[:, None] + column[None, :], gate, mask=kept)
@@ -264,7 +273,8 @@ def candidate_kernel(
     rh,  # (N,H,W,K)
     weight,  # (TAPS,K,K)
     sums,
-    a,  # what n receives from outside; see _outside
+    a,  # what n receives from outside; see _with_outside
+    bias,  # (3K,) besides
     gates,  # (.,N,H,W,3K) in: z; out: n if KEEP
     h,  # (.,N,H,W,K) states
     state,  # (.,N,H,W,K) out; None: only n is wanted
@@ -282,7 +292,7 @@ def candidate_kernel(
         acc = _convolve(acc, x, weight_x, N, H, W, rows, C, C, K, TAPS, KW, TILE, PRECISION)
     column = rows.column
     mask = rows.there[:, None] & (column < K)[None, :]
-    acc += _outside(a, N, H, W, t, rows, 2 * K + column, mask, A_IMAGE, A_PIXEL)
+    acc = _with_outside(acc, a, bias, N, H, W, t, rows, 2 * K + column, mask, K, A_IMAGE, A_PIXEL)
     n = tl.maximum(acc, 0.0, tl.PropagateNan.ALL) if RELU else _tanh(acc)
     p_gates = gates + ((t_gates * step + rows.row) * (3 * K))[:, None] + column[None, :]
     if KEEP:
@@ -301,8 +311,9 @@ def cudnn_step_kernel(
     h,  # (.,N,H,W,K) states
     weight,  # (TAPS,K,3 GATE), GATE: K rounded up to a multiple of 8
     sums,  # (N*H*W,3K) or None
-    a,  # what the gates receive from outside; see _outside
-    bias,  # (K,) b_hn, or None
+    a,  # what the gates receive from outside; see _with_outside
+    bias,  # (3K,) besides
+    bias_hn,  # (K,) or None
     gates,  # (T,N,H,W,4K) out: r|z|n|q, or None
     state,  # (.,N,H,W,K) out, not h; None: only the gates are wanted
     output,  # (.,N,H,W,K) out, with lengths; else None
@@ -311,7 +322,8 @@ def cudnn_step_kernel(
     K: tl.constexpr, A_IMAGE: tl.constexpr, A_PIXEL: tl.constexpr,
     TAPS: tl.constexpr, KW: tl.constexpr, TILE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """r, z = sigmoid(a_rz + U_rz*h); q = U_n*h + b; n = tanh(a_n + r.q); h' = (1-z).n + z.h, state t_next."""
+    """r, z = sigmoid(a_rz + U_rz*h); q = U_n*h + b_hn;
+    n = tanh(a_n + r.q); h' = (1-z).n + z.h, state t_next."""
     rows = _rows(N, H, W, K, TILE)
     step = N.to(tl.int64) * H * W
     h += t_h * step * K
@@ -328,11 +340,11 @@ def cudnn_step_kernel(
     else:  # there is no weight that could be handed on
         c_r = tl.zeros(mask.shape, dtype=tl.float32)
         c_z, q = c_r, c_r
-    if bias is not None:
-        q += tl.load(bias + column, mask=column < K, other=0.0).to(tl.float32)[None, :]
-    r = _sigmoid(c_r + _outside(a, N, H, W, t, rows, column, mask, A_IMAGE, A_PIXEL))
-    z = _sigmoid(c_z + _outside(a, N, H, W, t, rows, K + column, mask, A_IMAGE, A_PIXEL))
-    n = _tanh(r * q + _outside(a, N, H, W, t, rows, 2 * K + column, mask, A_IMAGE, A_PIXEL))
+    if bias_hn is not None:
+        q += tl.load(bias_hn + column, mask=column < K, other=0.0).to(tl.float32)[None, :]
+    r = _sigmoid(_with_outside(c_r, a, bias, N, H, W, t, rows, column, mask, K, A_IMAGE, A_PIXEL))
+    z = _sigmoid(_with_outside(c_z, a, bias, N, H, W, t, rows, K + column, mask, K, A_IMAGE, A_PIXEL))
+    n = _tanh(_with_outside(r * q, a, bias, N, H, W, t, rows, 2 * K + column, mask, K, A_IMAGE, A_PIXEL))
     if gates is not None:
         p_gates = gates + ((t * step + rows.row) * (4 * K))[:, None] + column[None, :]
         tl.store(p_gates, r.to(gates.dtype.element_ty), mask=mask)

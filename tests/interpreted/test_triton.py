@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.library import opcheck
 
-from convgru_fused import ConvGRU, ConvGRUCell, ops, use_backend
+from convgru_fused import ConvGRU, ConvGRUCell, eager, ops, use_backend
 from convgru_fused.eager import VARIANTS, Gradients
 from convgru_fused.testing import (
     SMOOTH_VARIANTS,
@@ -27,7 +27,7 @@ if not ops.triton_interprets():
 
 from test_relu import check_operators
 
-from convgru_fused.triton import kernels, launch, tiles, tuning
+from convgru_fused.triton import kernels, launch, problem, tiles, tuning
 
 # Small ones that together have every argument, each of them missing, both ways of loading, tails everywhere.
 CASES = (
@@ -88,6 +88,45 @@ def test_output_and_gradients(sample):
 @pytest.mark.parametrize("sample", forwards("plain", "lengths-hx", "channels-of-16-1x5"), ids=str)
 def test_float16(sample):
     check(sample, torch.float16)
+
+
+@pytest.mark.parametrize("variant", SMOOTH_VARIANTS)
+@pytest.mark.parametrize("absent", ["bias_ih", "bias_hh"])
+@pytest.mark.parametrize("case", ["plain", "one-step", "gate-bias"])
+def test_one_bias(case, absent, variant):
+    """Which the kernels add, not the convolution before them."""
+    (sample,) = forwards(case, variants=[variant])
+    index = Gradients._fields.index(absent)
+
+    def outputs(function, dtype):
+        args = list(sample.arguments(torch.float32, requires_grad=True))
+        args[index] = None
+        args = [a.detach().to(dtype).requires_grad_() if isinstance(a, torch.Tensor) else a for a in args]
+        output = function(*args)
+        return output.detach(), autograd_gradients(output, args, sample.grad_output(torch.float32).to(dtype))
+
+    def triton(*args):
+        return ops.TRITON.conv_gru(*args, save_gates=True)
+
+    output, gradients = outputs(triton, torch.float32)
+    expected_output, expected_gradients = outputs(eager.conv_gru, torch.float64)
+    assert_close_to_reference(output, expected_output)
+    assert_gradients_close(gradients, expected_gradients)
+
+
+@pytest.mark.parametrize(("case", "joined"), [("plain", False), ("one-step", True), ("no-input-1x1", False)])
+def test_no_pass_over_all_gates_for_the_bias(case, joined):
+    (sample,) = forwards(case, variants=["gru-rcn"])
+    input, _, weight, _, bias_ih, bias_hh, gate_bias, *_ = arguments = sample.arguments(torch.float32)
+    outside = problem.outside(problem.Problem(*arguments, False), joined)
+    if joined:
+        assert outside.a is None
+    elif input is None:
+        assert outside.a.data_ptr() == gate_bias.data_ptr()
+    else:
+        x = eager.same_conv(input.flatten(0, 1), weight)
+        torch.testing.assert_close(outside.a, x.movedim(1, -1).view(outside.a.shape))
+    assert torch.equal(outside.bias, bias_hh if bias_ih is None else bias_ih + bias_hh)
 
 
 @pytest.mark.parametrize("sample", samples("kernel-3x5", "no-input", "channels-last"), ids=str)
