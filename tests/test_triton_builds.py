@@ -58,7 +58,7 @@ CONSTANTS = {
     "PRECISION": "tf32",
 }
 TYPES = {"lengths": "*i64", "carry": "*fp32"}  # of pointers whose type is not the images'
-MISSING = ("sums",)
+MISSING = ("sums", "d_rz", "d_n")
 
 
 def tile_of(architecture, itemsize, kernel):

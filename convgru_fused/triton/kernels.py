@@ -381,6 +381,8 @@ def candidate_backward_kernel(
     h,  # (T,N,H,W,K) the state before each step
     carry,  # (N,H,W,K) fp32, in and out: what the gradient of the state before is so far
     d,  # (T,N,H,W,3K) in: r and z of step t_next; out: z and n of step t
+    d_rz,  # (T,N,H,W,2K) out: z once more, or None
+    d_n,  # (T,N,H,W,K) out: n once more, or None
     lengths,
     N, H, W, t, t_next,
     K: tl.constexpr, RELU: tl.constexpr,
@@ -401,9 +403,13 @@ def candidate_backward_kernel(
     z = tl.load(gates + o_gates + K, mask=mask, other=0.0).to(tl.float32)
     n = tl.load(gates + o_gates + 2 * K, mask=mask, other=0.0).to(tl.float32)
     before = tl.load(h + t * step * K + i, mask=mask, other=0.0).to(tl.float32)
-    d_n = tl.where(n <= 0, 0.0, dh * z) if RELU else dh * z * (1 - n * n)
-    tl.store(d + o_gates + K, (dh * (n - before) * z * (1 - z)).to(d.dtype.element_ty), mask=mask)
-    tl.store(d + o_gates + 2 * K, d_n.to(d.dtype.element_ty), mask=mask)
+    of_z = (dh * (n - before) * z * (1 - z)).to(d.dtype.element_ty)
+    of_n = (tl.where(n <= 0, 0.0, dh * z) if RELU else dh * z * (1 - n * n)).to(d.dtype.element_ty)
+    tl.store(d + o_gates + K, of_z, mask=mask)
+    tl.store(d + o_gates + 2 * K, of_n, mask=mask)
+    if d_rz is not None:
+        tl.store(d_rz + ((t * step + rows.row) * (2 * K))[:, None] + column[None, :] + K, of_z, mask=mask)
+        tl.store(d_n + t * step * K + i, of_n, mask=mask)
     tl.store(carry + i, dh * (1 - z) + passed_on, mask=mask)
 
 
@@ -415,6 +421,7 @@ def reset_update_backward_kernel(
     h,  # (T,N,H,W,K) the state before each step
     carry,  # (N,H,W,K) fp32, in and out
     d,  # (T,N,H,W,3K) in: n of step t; out: r
+    d_rz,  # (T,N,H,W,2K) out: r once more, or None
     rh,  # (T,N,H,W,K) out, or None
     N, H, W, t,
     K: tl.constexpr, TAPS: tl.constexpr, KW: tl.constexpr, TILE: tl.constexpr, PRECISION: tl.constexpr,
@@ -430,7 +437,10 @@ def reset_update_backward_kernel(
     o_gates = ((t * step + rows.row) * (3 * K))[:, None] + column[None, :]
     r = tl.load(gates + o_gates, mask=mask, other=0.0).to(tl.float32)
     before = tl.load(h + t * step * K + i, mask=mask, other=0.0).to(tl.float32)
-    tl.store(d + o_gates, (g * before * r * (1 - r)).to(d.dtype.element_ty), mask=mask)
+    of_r = (g * before * r * (1 - r)).to(d.dtype.element_ty)
+    tl.store(d + o_gates, of_r, mask=mask)
+    if d_rz is not None:
+        tl.store(d_rz + ((t * step + rows.row) * (2 * K))[:, None] + column[None, :], of_r, mask=mask)
     tl.store(carry + i, tl.load(carry + i, mask=mask, other=0.0) + g * r, mask=mask)
     if rh is not None:
         tl.store(rh + t * step * K + i, (r * before).to(rh.dtype.element_ty), mask=mask)

@@ -5,10 +5,12 @@ their own, with TRITON_INTERPRET=1. Not bfloat16, which is wrong in the interpre
 import json
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.library import opcheck
+from torch.nn import functional as F
 
 from convgru_fused import ConvGRU, ConvGRUCell, eager, ops, use_backend
 from convgru_fused.eager import VARIANTS, Gradients
@@ -141,10 +143,58 @@ def test_relu(sample):
     check_operators(ops.TRITON.forward, ops.TRITON.backward, sample, torch.float32, fast=False)
 
 
-@pytest.mark.parametrize("sample", samples("no-bias-hx", "lengths", "one-step"), ids=str)
-def test_convolutions_of_the_library(sample, monkeypatch):
+@pytest.fixture
+def by_library(monkeypatch):
+    """PyTorch's convolutions take the place of our own."""
     monkeypatch.setattr(launch, "prefers_library", lambda weight, fast: True)
-    check(sample)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    "sample",
+    samples("no-bias-hx", "lengths", "one-step") + forwards("lengths-hx", "kernel-3x5", "gate-bias"),
+    ids=str,
+)
+def test_convolutions_of_the_library(sample, dtype, by_library):
+    check(sample, dtype)
+
+
+@pytest.mark.parametrize("sample", samples("lengths-hx", variants=["gru-rcn-relu"]), ids=str)
+def test_relu_after_convolutions_of_the_library(sample, by_library):
+    check_operators(ops.TRITON.forward, ops.TRITON.backward, sample, torch.float32, fast=False)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_library_need_not_copy(variant, by_library, monkeypatch):
+    """What the steps hand it is dense and channels last, the weights too; those are laid out once for all."""
+    (sample,) = forwards("no-bias-hx", variants=[variant])
+    calls = []
+
+    def noted(images, weight, padding):
+        calls.append((images, weight))
+        return F.conv2d(images, weight, padding=padding)
+
+    monkeypatch.setattr(launch, "F", SimpleNamespace(conv2d=noted, pad=F.pad))
+    run("triton", sample, torch.float32)
+    assert len(calls) == sample.T * (2 if variant == "cudnn" else 4)
+    for tensor in (tensor for pair in calls for tensor in pair):
+        assert tensor.is_contiguous(memory_format=torch.channels_last)
+    # Forward, backward, and of the initial state.
+    assert len({weight.data_ptr() for _, weight in calls}) == (3 if variant == "cudnn" else 5)
+
+
+def test_the_library_is_preferred_where_it_was_faster(monkeypatch):
+    monkeypatch.setattr(tiles, "triton_interprets", lambda: False)
+    preferred = {}
+    for architecture in (("cuda", 80), ("cuda", 90), ("cuda", 100), ("cuda", 120), ("hip", 0)):
+        monkeypatch.setattr(tiles, "_architecture", lambda index, value=architecture: value)
+        for dtype in (torch.bfloat16, torch.float16):
+            weight = torch.empty(0, dtype=dtype)
+            preferred[architecture] = tiles.prefers_library(weight, fast=True)
+            assert preferred[architecture] == tiles.prefers_library(weight, fast=False)
+        assert tiles.prefers_library(torch.empty(0), fast=False)
+        assert not tiles.prefers_library(torch.empty(0), fast=True)
+    assert [key for key, value in preferred.items() if value] == [("cuda", 90)]
 
 
 @pytest.mark.parametrize("sample", forwards("channels-of-16-1x5", "channels-last"), ids=str)
