@@ -17,7 +17,7 @@ from triton.compiler import ASTSource  # noqa: E402
 from convgru_fused import ops  # noqa: E402
 from convgru_fused.eager import VARIANTS  # noqa: E402
 from convgru_fused.testing import sample_inputs  # noqa: E402
-from convgru_fused.triton import backward, forward, kernels, launch, tiles  # noqa: E402
+from convgru_fused.triton import backward, forward, kernels, launch, layout, tiles  # noqa: E402
 from convgru_fused.triton.problem import Problem  # noqa: E402
 
 if ops.triton_interprets():
@@ -58,6 +58,7 @@ CONSTANTS = {
     "PRECISION": "tf32",
 }
 TYPES = {"lengths": "*i64", "carry": "*fp32"}  # of pointers whose type is not the images'
+SIDES = ("rows", "columns")  # of matrices; multiples of 16
 MISSING = ("sums", "d_rz", "d_n")
 
 
@@ -74,8 +75,10 @@ def compiled(kernel, architecture, dtype, tile, missing=MISSING, **changed):
         if name in missing or parameter.is_constexpr:
             value = None if name in missing else values[name]
             signature[name], constants[index,] = "constexpr", value
-        elif name in kernels.STEPS:
+        elif name in kernels.STEPS or name in SIDES:
             signature[name] = "i32"
+            if name in SIDES:
+                attributes[index,] = [["tt.divisibility", 16]]
         else:
             signature[name] = TYPES.get(name, f"*{dtype}")
             attributes[index,] = [["tt.divisibility", 16]]
@@ -107,19 +110,24 @@ def registers_and_spills(binary, architecture, folder):
     return int(re.search(r"Used (\d+) registers", report)[1]), sum(spills)
 
 
-def check(kernel, architecture, dtype, tile, folder, missing=MISSING, spills=0, **changed):
-    shared, instruction = ARCHITECTURES[architecture]
-    binary = compiled(kernel, architecture, dtype, tile, missing, **changed)
-    assert binary.metadata.shared <= shared
+def fitting(binary, architecture, folder, spills=0):
+    """The instructions of a kernel, of which it is certain that it fits."""
+    assert binary.metadata.shared <= ARCHITECTURES[architecture][0]
     if isinstance(architecture, str):
         text = binary.asm["amdgcn"]
         assert re.findall(r"\.(?:v|s)gpr_spill_count: +(\d+)", text) == ["0", "0"]
-    else:
-        text = binary.asm["ptx"]
-        registers, spilled = registers_and_spills(binary, architecture, folder)
-        assert registers <= 255 and spilled <= spills
+        return text
+    registers, spilled = registers_and_spills(binary, architecture, folder)
+    assert registers <= 255 and spilled <= spills
+    return binary.asm["ptx"]
+
+
+def check(kernel, architecture, dtype, tile, folder, missing=MISSING, spills=0, **changed):
+    binary = compiled(kernel, architecture, dtype, tile, missing, **changed)
+    text = fitting(binary, architecture, folder, spills)
+    if isinstance(architecture, int):
         assert (DESCRIPTORS in text) == tile.descriptors
-    assert (instruction in text) == ("weight" not in missing)
+    assert (ARCHITECTURES[architecture][1] in text) == ("weight" not in missing)
 
 
 @pytest.mark.parametrize("kernel", ALL, ids=lambda k: k.__name__)
@@ -204,6 +212,20 @@ def test_every_combination_that_is_launched(kernel, launches, tmp_path):
         if "weight" in missing:
             tile = replace(tile, descriptors=False)
         check(kernel, 90, "bf16", tile, tmp_path, missing, 384, **dict(changed))
+
+
+@pytest.mark.parametrize("sides", [(3136, 64), (64, 3136), (3, 3136), (3136, 3)], ids=str)
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_transposing(architecture, dtype, sides, tmp_path):
+    """It loads and stores as much at a time as there is, whatever the order."""
+    rows, columns = layout.tile(*sides)
+    blocks = {"BLOCK_R": rows, "BLOCK_C": columns}
+    tile = tiles.Tile(1, 1, rows, columns, 0, False)
+    binary = compiled(kernels.transpose_kernel, architecture, dtype, tile, **blocks)
+    text = fitting(binary, architecture, tmp_path)
+    if isinstance(architecture, int) and min(sides) >= 64:
+        assert "ld.global.v4.b32" in text and "st.global.v4.b32" in text
 
 
 def test_the_checks_can_fail(tmp_path):

@@ -505,3 +505,25 @@ def add_kernel(
     mask = rows.there[:, None] & (rows.column < K)[None, :]
     acc = _sums(images, weight, sums, N, H, W, rows, C, STRIDE, K, TAPS, KW, TILE, PRECISION)
     tl.store(carry + i, tl.load(carry + i, mask=mask, other=0.0) + acc, mask=mask)
+
+
+@triton.jit
+def transpose_kernel(
+    matrices,  # (B,R,C)
+    transposed,  # (B,C,R) out
+    rows, columns,  # R, C: compiled once for multiples of 16, which are copied as vectors
+    BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """A tile is read along its rows and written along its columns; between, Triton takes it through shared
+    memory."""
+    across = tl.cdiv(columns, BLOCK_C)
+    tiles = tl.cdiv(rows, BLOCK_R) * across
+    pid = tl.program_id(0)
+    first = (pid // tiles).to(tl.int64) * rows * columns  # of this matrix
+    tile = pid % tiles
+    r = (tile // across * BLOCK_R + tl.arange(0, BLOCK_R)).to(tl.int64)[:, None]
+    c = (tile % across * BLOCK_C + tl.arange(0, BLOCK_C)).to(tl.int64)[None, :]
+    mask = (r < rows) & (c < columns)
+    tl.store(
+        transposed + first + c * rows + r, tl.load(matrices + first + r * columns + c, mask=mask), mask=mask
+    )

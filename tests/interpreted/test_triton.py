@@ -29,7 +29,7 @@ if not ops.triton_interprets():
 
 from test_relu import check_operators
 
-from convgru_fused.triton import kernels, launch, problem, tiles, tuning
+from convgru_fused.triton import kernels, launch, layout, problem, tiles, tuning
 
 # Small ones that together have every argument, each of them missing, both ways of loading, tails everywhere.
 CASES = (
@@ -237,6 +237,62 @@ def test_what_is_past_the_length_does_not_matter(variant):
     assert_close_to_reference(output.detach(), expected_output)
     gradients = autograd_gradients(output, args, sample.grad_output(torch.float32))
     assert_gradients_close(gradients, expected_gradients)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(3, 2, 2), (2, 65, 67), (1, 64, 128), (2, 3, 1500), (2, 1500, 3), (3, 130, 5)], ids=str
+)
+def test_transposing(shape, dtype):
+    matrices = torch.randn(shape).to(dtype)
+    result = layout.transposed(matrices)
+    assert result.is_contiguous() and torch.equal(result, matrices.transpose(1, 2))
+    rows, columns = layout.tile(*shape[1:])
+    assert 4 <= rows * columns <= 4096
+
+
+def test_formats_change_by_transposing(monkeypatch):
+    """Plain and large images; others as PyTorch copies them, or not at all."""
+    copied, transposed = [], layout.transposed
+
+    def noted(matrices):
+        copied.append(matrices.shape)
+        return transposed(matrices)
+
+    monkeypatch.setattr(layout, "transposed", noted)
+    plain = torch.randn(2 * 3 * 65 * 13 * 17 + 1)[1:].view(2, 3, 65, 13, 17)  # begins at an odd address
+    last = layout.memory(plain)
+    assert last.is_contiguous() and torch.equal(last, plain.movedim(2, -1))
+    back = layout.in_format(last, plain)
+    assert back.is_contiguous() and torch.equal(back, plain)
+    assert copied == [(6, 65, 221), (6, 221, 65)]
+
+    like_last = layout.images_of(last)
+    for view in (layout.memory(like_last), layout.in_format(last, like_last)):
+        assert view.data_ptr() == last.data_ptr()
+    for images in (plain[:1], plain[..., 1:], plain[:, :, ::2]):
+        assert torch.equal(layout.memory(images), images.movedim(2, -1))
+        assert torch.equal(layout.in_format(layout.memory(images), plain), images)
+    assert copied[2:] == [(6, 208, 65)]  # the only one that was both, once it was copied
+
+
+@pytest.mark.parametrize("sample", forwards("plain", "lengths-hx", "gate-bias", "strided"), ids=str)
+def test_formats_of_small_images_changed_by_transposing(sample, monkeypatch):
+    monkeypatch.setattr(layout, "LARGE", 1)
+    check(sample)
+
+
+def test_gradients_share_no_memory():
+    """Those of both biases are the same sum."""
+    (sample,) = forwards("plain", variants=["gru-rcn"])
+    *tensors, variant, reverse = sample.arguments(torch.float32)
+    output, gates = ops.TRITON.forward(*tensors, variant, reverse, False, True)
+    mask = [tensor is not None for tensor in tensors[:7]]
+    grad_output = sample.grad_output(torch.float32)
+    gradients = ops.TRITON.backward(grad_output, *tensors, output, gates, variant, reverse, False, mask)
+    assert torch.equal(gradients[4], gradients[5])
+    places = [g.data_ptr() for g in gradients if g.numel()]
+    assert len(places) == len(set(places))
 
 
 def test_no_steps():
