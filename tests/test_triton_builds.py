@@ -202,8 +202,7 @@ def launches():
 
 @pytest.mark.parametrize("kernel", ALL, ids=lambda k: k.__name__)
 def test_every_combination_that_is_launched(kernel, launches, tmp_path):
-    """Also where there is nothing to convolve, or PyTorch does it. Without gradients but with lengths
-    a few registers are spilled."""
+    """Also where nothing is convolved, or PyTorch does it. With lengths a few registers are spilled."""
     combinations = launches[kernel.__name__]
     assert any("weight" in missing for missing, _ in combinations)
     assert any("weight" not in missing for missing, _ in combinations)

@@ -7,7 +7,7 @@ channels a product of shifted pixels (outside the image: zero) and packed weight
 descriptors a tile is a box of images by rows by columns, which the hardware loads and fills with zeros; else
 it is as many consecutive rows, loaded through pointers and masks.
 
-Arguments that all kernels share:
+Arguments that all kernels but `transpose_kernel` share:
     t, t_h, t_next, t_gates   which of the time steps in a buffer: of this step; of the state before it; of
                               the step that the recurrence took after it; of the gates
     sums                      (N*H*W,out) of a convolution by somebody else, instead of TAPS and weights; or
@@ -240,7 +240,7 @@ def reset_update_kernel(
     weight,  # (TAPS,K,2K)
     sums,
     a,  # what r and z receive from outside; see _with_outside
-    bias,  # (3K,) besides
+    bias,  # (3K,) besides, or None
     gates,  # (.,N,H,W,3K) out: r if KEEP, z
     rh,  # (N,H,W,K) out
     N, H, W, t, t_h, t_gates,
@@ -274,7 +274,7 @@ def candidate_kernel(
     weight,  # (TAPS,K,K)
     sums,
     a,  # what n receives from outside; see _with_outside
-    bias,  # (3K,) besides
+    bias,  # (3K,) besides, or None
     gates,  # (.,N,H,W,3K) in: z; out: n if KEEP
     h,  # (.,N,H,W,K) states
     state,  # (.,N,H,W,K) out; None: only n is wanted
@@ -312,7 +312,7 @@ def cudnn_step_kernel(
     weight,  # (TAPS,K,3 GATE), GATE: K rounded up to a multiple of 8
     sums,  # (N*H*W,3K) or None
     a,  # what the gates receive from outside; see _with_outside
-    bias,  # (3K,) besides
+    bias,  # (3K,) besides, or None
     bias_hn,  # (K,) or None
     gates,  # (T,N,H,W,4K) out: r|z|n|q, or None
     state,  # (.,N,H,W,K) out, not h; None: only the gates are wanted
