@@ -8,13 +8,17 @@ from itertools import product
 from pathlib import Path
 
 import pytest
+import torch
 
 triton = pytest.importorskip("triton")
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
 from convgru_fused import ops  # noqa: E402
-from convgru_fused.triton import kernels, tiles  # noqa: E402
+from convgru_fused.eager import VARIANTS  # noqa: E402
+from convgru_fused.testing import sample_inputs  # noqa: E402
+from convgru_fused.triton import backward, forward, kernels, launch, layout, tiles  # noqa: E402
+from convgru_fused.triton.problem import Problem  # noqa: E402
 
 if ops.triton_interprets():
     pytest.skip("TRITON_INTERPRET=1: nothing is compiled", allow_module_level=True)
@@ -54,7 +58,8 @@ CONSTANTS = {
     "PRECISION": "tf32",
 }
 TYPES = {"lengths": "*i64", "carry": "*fp32"}  # of pointers whose type is not the images'
-MISSING = ("sums",)
+SIDES = ("rows", "columns")  # of matrices; multiples of 16
+MISSING = ("sums", "d_rz", "d_n")
 
 
 def tile_of(architecture, itemsize, kernel):
@@ -62,15 +67,18 @@ def tile_of(architecture, itemsize, kernel):
     return tiles.of_architecture(backend, number, itemsize, kernel.__name__).of_image(28, 28)
 
 
-def compiled(kernel, architecture, dtype, tile, missing=MISSING):
+def compiled(kernel, architecture, dtype, tile, missing=MISSING, **changed):
+    values = {**CONSTANTS, "TILE": tile.constexpr(), **changed}
     signature, constants, attributes = {}, {}, {}
     for index, parameter in enumerate(kernel.params):
         name = parameter.name
         if name in missing or parameter.is_constexpr:
-            value = None if name in missing else {**CONSTANTS, "TILE": tile.constexpr()}[name]
+            value = None if name in missing else values[name]
             signature[name], constants[index,] = "constexpr", value
-        elif name in kernels.STEPS:
+        elif name in kernels.STEPS or name in SIDES:
             signature[name] = "i32"
+            if name in SIDES:
+                attributes[index,] = [["tt.divisibility", 16]]
         else:
             signature[name] = TYPES.get(name, f"*{dtype}")
             attributes[index,] = [["tt.divisibility", 16]]
@@ -102,19 +110,24 @@ def registers_and_spills(binary, architecture, folder):
     return int(re.search(r"Used (\d+) registers", report)[1]), sum(spills)
 
 
-def check(kernel, architecture, dtype, tile, folder, missing=MISSING):
-    shared, instruction = ARCHITECTURES[architecture]
-    binary = compiled(kernel, architecture, dtype, tile, missing)
-    assert binary.metadata.shared <= shared
+def fitting(binary, architecture, folder, spills=0):
+    """The instructions of a kernel, of which it is certain that it fits."""
+    assert binary.metadata.shared <= ARCHITECTURES[architecture][0]
     if isinstance(architecture, str):
         text = binary.asm["amdgcn"]
         assert re.findall(r"\.(?:v|s)gpr_spill_count: +(\d+)", text) == ["0", "0"]
-    else:
-        text = binary.asm["ptx"]
-        registers, spilled = registers_and_spills(binary, architecture, folder)
-        assert registers <= 255 and spilled == 0
+        return text
+    registers, spilled = registers_and_spills(binary, architecture, folder)
+    assert registers <= 255 and spilled <= spills
+    return binary.asm["ptx"]
+
+
+def check(kernel, architecture, dtype, tile, folder, missing=MISSING, spills=0, **changed):
+    binary = compiled(kernel, architecture, dtype, tile, missing, **changed)
+    text = fitting(binary, architecture, folder, spills)
+    if isinstance(architecture, int):
         assert (DESCRIPTORS in text) == tile.descriptors
-    assert instruction in text
+    assert (ARCHITECTURES[architecture][1] in text) == ("weight" not in missing)
 
 
 @pytest.mark.parametrize("kernel", ALL, ids=lambda k: k.__name__)
@@ -145,13 +158,73 @@ def test_other_types(architecture, dtype, kernel, tmp_path):
     check(kernel, architecture, dtype, tile_of(architecture, 2 if dtype == "fp16" else 4, kernel), tmp_path)
 
 
+class Recorder:
+    """Takes a kernel's place, and notes in what combinations of its options it is launched: the arguments
+    that are None, and the constants that do not stand for a size."""
+
+    def __init__(self, kernel):
+        self.__name__, self.arg_names, self.launched = kernel.__name__, kernel.arg_names, set()
+
+    def __getitem__(self, grid):
+        def launched(*values, num_warps=None, num_stages=None, **arguments):
+            arguments.update(zip(self.arg_names, values, strict=bool(values)))
+            missing = tuple(name for name, value in arguments.items() if value is None)
+            constants = {name: arguments[name] for name in ("KEEP", "RELU") if name in arguments}
+            if arguments["TAPS"] == 0:
+                constants["TAPS"] = 0
+            if arguments.get("A_IMAGE", -1) >= 0:
+                constants["A_IMAGE"] = 3 * K
+            self.launched.add((tuple(sorted(missing)), tuple(sorted(constants.items()))))
+            return self
+
+        return launched
+
+
+@pytest.fixture(scope="module")
+def launches():
+    """By kernel, the combinations that a sequence on an H100 needs, whatever it is given and asked for."""
+    recorders = {kernel.__name__: Recorder(kernel) for kernel in ALL}
+    with pytest.MonkeyPatch.context() as patch, torch.no_grad():
+        patch.setattr(tiles, "_architecture", lambda device_index: ("cuda", 90))
+        for name, recorder in recorders.items():
+            patch.setattr(kernels, name, recorder)
+        samples = list(sample_inputs(lambda s: not s.reverse, VARIANTS))
+        for by_library, save_gates, sample in product((False, True), (False, True), samples):
+            patch.setattr(launch, "prefers_library", lambda weight, fast, value=by_library: value)
+            arguments = sample.arguments(torch.bfloat16)
+            problem = Problem(*arguments, False)
+            output, gates = forward.conv_gru(problem, save_gates)
+            wanted = [tensor is not None for tensor in arguments[:7]]
+            for mask in (wanted, [False] * 7):
+                backward.conv_gru_backward(problem, torch.empty_like(output), output, gates, mask)
+    return {name: sorted(recorder.launched) for name, recorder in recorders.items()}
+
+
 @pytest.mark.parametrize("kernel", ALL, ids=lambda k: k.__name__)
-def test_without_what_is_optional(kernel, tmp_path):
-    """As in most steps of a sequence."""
-    missing = ("sums", "x", "weight_x", "output", "lengths", "bias", "rh")
-    if kernel in (kernels.reset_update_kernel, kernels.candidate_kernel):
-        missing = missing[:-1]
-    check(kernel, 90, "bf16", tile_of(90, 2, kernel), tmp_path, missing)
+def test_every_combination_that_is_launched(kernel, launches, tmp_path):
+    """Also where nothing is convolved, or PyTorch does it. With lengths a few registers are spilled."""
+    combinations = launches[kernel.__name__]
+    assert any("weight" in missing for missing, _ in combinations)
+    assert any("weight" not in missing for missing, _ in combinations)
+    for missing, changed in combinations:
+        tile = tile_of(90, 2, kernel)
+        if "weight" in missing:
+            tile = replace(tile, descriptors=False)
+        check(kernel, 90, "bf16", tile, tmp_path, missing, 384, **dict(changed))
+
+
+@pytest.mark.parametrize("sides", [(3136, 64), (64, 3136), (3, 3136), (3136, 3)], ids=str)
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_transposing(architecture, dtype, sides, tmp_path):
+    """It loads and stores as much at a time as there is, whatever the order."""
+    rows, columns = layout.tile(*sides)
+    blocks = {"BLOCK_R": rows, "BLOCK_C": columns}
+    tile = tiles.Tile(1, 1, rows, columns, 0, False)
+    binary = compiled(kernels.transpose_kernel, architecture, dtype, tile, **blocks)
+    text = fitting(binary, architecture, tmp_path)
+    if isinstance(architecture, int) and min(sides) >= 64:
+        assert "ld.global.v4.b32" in text and "st.global.v4.b32" in text
 
 
 def test_the_checks_can_fail(tmp_path):

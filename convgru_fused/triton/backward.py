@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..eager import time_steps
-from . import kernels
+from . import kernels, launch
 from .forward import recomputed_gates
 from .launch import Launcher
 from .layout import images_of, in_format, memory
@@ -46,6 +46,19 @@ class Buffers:
     d: Tensor  # 3K r|z|n out: the gradients of the pre-activations
     hidden: Tensor  # 3K out: those of U*h + b, r|z|q; for others than "cudnn" d itself
     rh: Tensor | None  # K out: r.h, if it is wanted
+    # 2K and K out, where PyTorch convolves: of d r|z and n once more, since it would copy parts of d.
+    dense_rz: Tensor | None
+    dense_n: Tensor | None
+
+    @property
+    def d_rz(self) -> Tensor:
+        """(T,N,H,W,2K), to be convolved."""
+        return self.d[..., : self.d.size(-1) // 3 * 2] if self.dense_rz is None else self.dense_rz
+
+    @property
+    def d_n(self) -> Tensor:
+        """(T,N,H,W,K), to be convolved."""
+        return self.d[..., self.d.size(-1) // 3 * 2 :] if self.dense_n is None else self.dense_n
 
 
 def conv_gru_backward(
@@ -68,7 +81,10 @@ def conv_gru_backward(
     d = p.empty(T, N, H, W, 3 * K)
     hidden = p.empty(T, N, H, W, 3 * K) if p.cudnn else d
     rh = p.empty(T, N, H, W, K) if wanted[3] and not p.cudnn else None
-    buffers = Buffers(memory(grad_output), gates, previous, d, hidden, rh)
+    dense: tuple[Tensor | None, Tensor | None] = (None, None)
+    if not p.cudnn and launch.prefers_library(p.weight_hh, p.fast):
+        dense = p.empty(T, N, H, W, 2 * K), p.empty(T, N, H, W, K)
+    buffers = Buffers(memory(grad_output), gates, previous, d, hidden, rh, *dense)
     carry = (_cudnn if p.cudnn else _gru_rcn)(p, buffers, wants_hx=wanted[1])
 
     # Everything else, for all steps at once.
@@ -103,14 +119,15 @@ def conv_gru_backward(
         parts = [(hidden, previous, p.weight_hh)]
         if rh is not None:
             parts = [
-                (d[..., : 2 * K], previous, p.weight_hh[: 2 * K]),
-                (d[..., 2 * K :], rh, p.weight_hh[2 * K :]),
+                (buffers.d_rz, previous, p.weight_hh[: 2 * K]),
+                (buffers.d_n, rh, p.weight_hh[2 * K :]),
             ]
         gradients[3] = torch.cat([convolution_gradients(*part, [False, True])[1] for part in parts])
     if wanted[4]:
         gradients[4] = d.sum((0, 1, 2, 3))
     if wanted[5]:
-        gradients[5] = hidden.sum((0, 1, 2, 3))
+        known = None if p.cudnn else gradients[4]
+        gradients[5] = hidden.sum((0, 1, 2, 3)) if known is None else known.clone()
     if wanted[6]:
         assert p.gate_bias is not None
         full = p.gate_bias.shape[3:] == (H, W)
@@ -119,14 +136,14 @@ def conv_gru_backward(
 
 
 def _gru_rcn(p: Problem, b: Buffers, wants_hx: bool) -> Tensor:
-    """Fills d and rh; returns the gradient of the initial state, if it is wanted."""
+    """Fills d, its dense parts and rh; returns the gradient of the initial state, if it is wanted."""
     T, N, K, H, W = p.sizes
     carry = torch.zeros(N, H, W, K, dtype=torch.float32, device=b.d.device)
     by_rz, by_n = (transposed(w) for w in (p.weight_hh[: 2 * K], p.weight_hh[2 * K :]))
-    shared = {"gates": b.gates, "h": b.previous, "carry": carry, "d": b.d}
+    shared = {"gates": b.gates, "h": b.previous, "carry": carry, "d": b.d, "d_rz": b.dense_rz}
 
     def candidate(convolved: bool) -> Launcher:
-        tensors = {"grad_output": b.grad_output, "lengths": p.lengths, **shared}
+        tensors = {"grad_output": b.grad_output, "lengths": p.lengths, "d_n": b.dense_n, **shared}
         constants = {"K": K, "RELU": p.relu}
         kernel = kernels.candidate_backward_kernel
         return Launcher(kernel, p.batch, by_rz, 3 * K, tensors, constants, convolved=convolved)
@@ -143,11 +160,11 @@ def _gru_rcn(p: Problem, b: Buffers, wants_hx: bool) -> Tensor:
             first = candidate(True)
         if i == T - 1 and p.hx is None:
             second = reset_update(False)  # before a zero state nothing flows further
-        first(b.d[t_next, ..., : 2 * K], t=t, t_next=t_next)
-        second(b.d[t, ..., 2 * K :], t=t)
+        first(b.d_rz[t_next], t=t, t_next=t_next)
+        second(b.d_n[t], t=t)
         t_next = t
     if wants_hx:
-        add_convolution(p, b.d[t_next], by_rz, 3 * K, carry)
+        add_convolution(p, b.d_rz[t_next], by_rz, carry)
     return carry
 
 
@@ -177,13 +194,14 @@ def _cudnn(p: Problem, b: Buffers, wants_hx: bool) -> Tensor:
         launch(b.hidden[t_next], t=t, t_next=t_next)
         t_next = t
     if wants_hx:
-        add_convolution(p, b.hidden[t_next], by_all, 3 * K, carry)
+        add_convolution(p, b.hidden[t_next], by_all, carry)
     return carry
 
 
-def add_convolution(p: Problem, images: Tensor, weight: Tensor, stride: int, carry: Tensor) -> None:
-    """carry (N,H,W,K) fp32 += the convolution of the first channels of images (N,H,W,stride)."""
+def add_convolution(p: Problem, images: Tensor, weight: Tensor, carry: Tensor) -> None:
+    """carry (N,H,W,K) fp32 += the convolution of images (N,H,W,C), which may be part of more channels."""
     out, channels = weight.shape[:2]
+    stride = images.stride(2)
     constants = {"C": channels, "STRIDE": stride, "K": out}
     add = Launcher(kernels.add_kernel, p.batch, weight, stride, {"images": images, "carry": carry}, constants)
-    add(images[..., :channels])
+    add(images)

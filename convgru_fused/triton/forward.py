@@ -55,7 +55,7 @@ def _gru_rcn(p: Problem, walk: Walk, save_gates: bool) -> Tensor:
     w_ih, w_hh = p.weight_ih, p.weight_hh
     joined = T == 1 and p.input is not None and w_ih is not None and w_ih.shape[2:] == w_hh.shape[2:]
     a = outside(p, joined)
-    gates = a.a if a.is_ours else p.empty(T if save_gates else 1, N, H, W, 3 * K)
+    gates = p.empty(T if save_gates else 1, N, H, W, 3 * K) if a.ours is None else a.ours
     rh = p.empty(N, H, W, K)
     x, C = None, 0
     weights_x: tuple[Tensor | None, Tensor | None] = (None, None)
@@ -64,7 +64,7 @@ def _gru_rcn(p: Problem, walk: Walk, save_gates: bool) -> Tensor:
         x, C = memory(p.valid(p.input)), p.input.size(2)
         weights_x = (packed(w_ih[: 2 * K]), packed(w_ih[2 * K :]))
 
-    shared = {"x": x, "a": a.a, "gates": gates, "rh": rh, "h": walk.state}
+    shared = {"x": x, **a.tensors, "gates": gates, "rh": rh, "h": walk.state}
     constants = {"C": C, "K": K, **a.constants, "KEEP": save_gates}
     of_candidate = {"state": walk.state, "output": walk.output, "lengths": p.lengths, "RELU": p.relu}
 
@@ -97,8 +97,8 @@ def _cudnn(p: Problem, walk: Walk, save_gates: bool) -> Tensor:
 
     tensors = {
         "h": walk.state,
-        "a": a.a,
-        "bias": p.bias_hn,
+        **a.tensors,
+        "bias_hn": p.bias_hn,
         "gates": gates,
         "state": walk.state,
         "output": walk.output,
@@ -129,12 +129,12 @@ def recomputed_gates(p: Problem, previous: Tensor) -> Tensor:
     constants = {"K": K, **a.constants}
     if p.cudnn:
         gates = p.empty(T, N, H, W, 4 * K)
-        tensors = {"h": h, "a": a.a, "bias": p.bias_hn, "gates": gates, **nothing}
+        tensors = {"h": h, **a.tensors, "bias_hn": p.bias_hn, "gates": gates, **nothing}
         Launcher(kernels.cudnn_step_kernel, every, p.weight_hh, K, tensors, constants)(h, **steps, t_next=0)
         return gates
-    gates = a.a if a.is_ours else p.empty(T, N, H, W, 3 * K)
+    gates = p.empty(T, N, H, W, 3 * K) if a.ours is None else a.ours
     rh = p.empty(T * N, H, W, K)
-    tensors = {"x": None, "weight_x": None, "a": a.a, "gates": gates, "h": h, "rh": rh}
+    tensors = {"x": None, "weight_x": None, **a.tensors, "gates": gates, "h": h, "rh": rh}
     constants = {**constants, "C": 0, "KEEP": True}
     first, second = p.weight_hh[: 2 * K], p.weight_hh[2 * K :]
     Launcher(kernels.reset_update_kernel, every, first, K, tensors, constants)(h, **steps, t_gates=0)

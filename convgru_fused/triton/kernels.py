@@ -7,7 +7,7 @@ channels a product of shifted pixels (outside the image: zero) and packed weight
 descriptors a tile is a box of images by rows by columns, which the hardware loads and fills with zeros; else
 it is as many consecutive rows, loaded through pointers and masks.
 
-Arguments that all kernels share:
+Arguments that all kernels but `transpose_kernel` share:
     t, t_h, t_next, t_gates   which of the time steps in a buffer: of this step; of the state before it; of
                               the step that the recurrence took after it; of the gates
     sums                      (N*H*W,out) of a convolution by somebody else, instead of TAPS and weights; or
@@ -203,14 +203,22 @@ def _sums(
 
 
 @triton.jit
-def _outside(a, N, H, W, t, rows, column, mask, A_IMAGE: tl.constexpr, A_PIXEL: tl.constexpr):
-    """What the gates receive from outside the recurrence, for some channels r|z|n: of `a`, pixels are A_PIXEL
-    elements apart and images A_IMAGE or, where A_IMAGE is -1, H*W pixels."""
-    image = t.to(tl.int64) * N + rows.n
-    place = image * A_IMAGE
-    if A_IMAGE < 0:
-        place = (image * (H * W) + rows.y * W + rows.x) * A_PIXEL
-    return tl.load(a + place[:, None] + column[None, :], mask=mask, other=0.0).to(tl.float32)
+def _with_outside(
+    acc, a, bias, N, H, W, t, rows, column, mask, K: tl.constexpr, A_IMAGE: tl.constexpr,
+    A_PIXEL: tl.constexpr,
+):  # fmt: skip
+    """acc + what the gates receive from outside the recurrence, for some channels r|z|n. Of `a`, pixels are
+    A_PIXEL elements apart and images A_IMAGE or, where A_IMAGE is -1, H*W pixels; bias (3K,). Both may be
+    None."""
+    if bias is not None:
+        acc += tl.load(bias + column, mask=column < 3 * K, other=0.0).to(tl.float32)[None, :]
+    if a is not None:
+        image = t.to(tl.int64) * N + rows.n
+        place = image * A_IMAGE
+        if A_IMAGE < 0:
+            place = (image * (H * W) + rows.y * W + rows.x) * A_PIXEL
+        acc += tl.load(a + place[:, None] + column[None, :], mask=mask, other=0.0).to(tl.float32)
+    return acc
 
 
 @triton.jit
@@ -231,7 +239,8 @@ def reset_update_kernel(
     h,  # (.,N,H,W,K) states
     weight,  # (TAPS,K,2K)
     sums,
-    a,  # what r and z receive from outside; see _outside
+    a,  # what r and z receive from outside; see _with_outside
+    bias,  # (3K,) besides, or None
     gates,  # (.,N,H,W,3K) out: r if KEEP, z
     rh,  # (N,H,W,K) out
     N, H, W, t, t_h, t_gates,
@@ -247,7 +256,7 @@ def reset_update_kernel(
         acc = _convolve(acc, x, weight_x, N, H, W, rows, C, C, 2 * K, TAPS, KW, TILE, PRECISION)
     column = rows.column
     mask = rows.there[:, None] & (column < 2 * K)[None, :]
-    s = _sigmoid(acc + _outside(a, N, H, W, t, rows, column, mask, A_IMAGE, A_PIXEL))
+    s = _sigmoid(_with_outside(acc, a, bias, N, H, W, t, rows, column, mask, K, A_IMAGE, A_PIXEL))
     gate = s.to(gates.dtype.element_ty)
     kept = mask if KEEP else mask & (column >= K)[None, :]
     tl.store(gates + ((t_gates * step + rows.row) * (3 * K))[:, None] + column[None, :], gate, mask=kept)
@@ -264,7 +273,8 @@ def candidate_kernel(
     rh,  # (N,H,W,K)
     weight,  # (TAPS,K,K)
     sums,
-    a,  # what n receives from outside; see _outside
+    a,  # what n receives from outside; see _with_outside
+    bias,  # (3K,) besides, or None
     gates,  # (.,N,H,W,3K) in: z; out: n if KEEP
     h,  # (.,N,H,W,K) states
     state,  # (.,N,H,W,K) out; None: only n is wanted
@@ -282,7 +292,7 @@ def candidate_kernel(
         acc = _convolve(acc, x, weight_x, N, H, W, rows, C, C, K, TAPS, KW, TILE, PRECISION)
     column = rows.column
     mask = rows.there[:, None] & (column < K)[None, :]
-    acc += _outside(a, N, H, W, t, rows, 2 * K + column, mask, A_IMAGE, A_PIXEL)
+    acc = _with_outside(acc, a, bias, N, H, W, t, rows, 2 * K + column, mask, K, A_IMAGE, A_PIXEL)
     n = tl.maximum(acc, 0.0, tl.PropagateNan.ALL) if RELU else _tanh(acc)
     p_gates = gates + ((t_gates * step + rows.row) * (3 * K))[:, None] + column[None, :]
     if KEEP:
@@ -301,8 +311,9 @@ def cudnn_step_kernel(
     h,  # (.,N,H,W,K) states
     weight,  # (TAPS,K,3 GATE), GATE: K rounded up to a multiple of 8
     sums,  # (N*H*W,3K) or None
-    a,  # what the gates receive from outside; see _outside
-    bias,  # (K,) b_hn, or None
+    a,  # what the gates receive from outside; see _with_outside
+    bias,  # (3K,) besides, or None
+    bias_hn,  # (K,) or None
     gates,  # (T,N,H,W,4K) out: r|z|n|q, or None
     state,  # (.,N,H,W,K) out, not h; None: only the gates are wanted
     output,  # (.,N,H,W,K) out, with lengths; else None
@@ -311,7 +322,8 @@ def cudnn_step_kernel(
     K: tl.constexpr, A_IMAGE: tl.constexpr, A_PIXEL: tl.constexpr,
     TAPS: tl.constexpr, KW: tl.constexpr, TILE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """r, z = sigmoid(a_rz + U_rz*h); q = U_n*h + b; n = tanh(a_n + r.q); h' = (1-z).n + z.h, state t_next."""
+    """r, z = sigmoid(a_rz + U_rz*h); q = U_n*h + b_hn;
+    n = tanh(a_n + r.q); h' = (1-z).n + z.h, state t_next."""
     rows = _rows(N, H, W, K, TILE)
     step = N.to(tl.int64) * H * W
     h += t_h * step * K
@@ -322,14 +334,17 @@ def cudnn_step_kernel(
         c_r = tl.load(p_sums, mask=mask, other=0.0).to(tl.float32)
         c_z = tl.load(p_sums + K, mask=mask, other=0.0).to(tl.float32)
         q = tl.load(p_sums + 2 * K, mask=mask, other=0.0).to(tl.float32)
-    else:
+    elif TAPS > 0:
         GATE: tl.constexpr = (K + 7) // 8 * 8
         c_r, c_z, q = _convolve_three(h, weight, N, H, W, rows, K, GATE, TAPS, KW, TILE, PRECISION)
-    if bias is not None:
-        q += tl.load(bias + column, mask=column < K, other=0.0).to(tl.float32)[None, :]
-    r = _sigmoid(c_r + _outside(a, N, H, W, t, rows, column, mask, A_IMAGE, A_PIXEL))
-    z = _sigmoid(c_z + _outside(a, N, H, W, t, rows, K + column, mask, A_IMAGE, A_PIXEL))
-    n = _tanh(r * q + _outside(a, N, H, W, t, rows, 2 * K + column, mask, A_IMAGE, A_PIXEL))
+    else:  # there is no weight that could be handed on
+        c_r = tl.zeros(mask.shape, dtype=tl.float32)
+        c_z, q = c_r, c_r
+    if bias_hn is not None:
+        q += tl.load(bias_hn + column, mask=column < K, other=0.0).to(tl.float32)[None, :]
+    r = _sigmoid(_with_outside(c_r, a, bias, N, H, W, t, rows, column, mask, K, A_IMAGE, A_PIXEL))
+    z = _sigmoid(_with_outside(c_z, a, bias, N, H, W, t, rows, K + column, mask, K, A_IMAGE, A_PIXEL))
+    n = _tanh(_with_outside(r * q, a, bias, N, H, W, t, rows, 2 * K + column, mask, K, A_IMAGE, A_PIXEL))
     if gates is not None:
         p_gates = gates + ((t * step + rows.row) * (4 * K))[:, None] + column[None, :]
         tl.store(p_gates, r.to(gates.dtype.element_ty), mask=mask)
@@ -366,6 +381,8 @@ def candidate_backward_kernel(
     h,  # (T,N,H,W,K) the state before each step
     carry,  # (N,H,W,K) fp32, in and out: what the gradient of the state before is so far
     d,  # (T,N,H,W,3K) in: r and z of step t_next; out: z and n of step t
+    d_rz,  # (T,N,H,W,2K) out: z once more, or None
+    d_n,  # (T,N,H,W,K) out: n once more, or None
     lengths,
     N, H, W, t, t_next,
     K: tl.constexpr, RELU: tl.constexpr,
@@ -386,9 +403,13 @@ def candidate_backward_kernel(
     z = tl.load(gates + o_gates + K, mask=mask, other=0.0).to(tl.float32)
     n = tl.load(gates + o_gates + 2 * K, mask=mask, other=0.0).to(tl.float32)
     before = tl.load(h + t * step * K + i, mask=mask, other=0.0).to(tl.float32)
-    d_n = tl.where(n <= 0, 0.0, dh * z) if RELU else dh * z * (1 - n * n)
-    tl.store(d + o_gates + K, (dh * (n - before) * z * (1 - z)).to(d.dtype.element_ty), mask=mask)
-    tl.store(d + o_gates + 2 * K, d_n.to(d.dtype.element_ty), mask=mask)
+    of_z = (dh * (n - before) * z * (1 - z)).to(d.dtype.element_ty)
+    of_n = (tl.where(n <= 0, 0.0, dh * z) if RELU else dh * z * (1 - n * n)).to(d.dtype.element_ty)
+    tl.store(d + o_gates + K, of_z, mask=mask)
+    tl.store(d + o_gates + 2 * K, of_n, mask=mask)
+    if d_rz is not None:
+        tl.store(d_rz + ((t * step + rows.row) * (2 * K))[:, None] + column[None, :] + K, of_z, mask=mask)
+        tl.store(d_n + t * step * K + i, of_n, mask=mask)
     tl.store(carry + i, dh * (1 - z) + passed_on, mask=mask)
 
 
@@ -400,6 +421,7 @@ def reset_update_backward_kernel(
     h,  # (T,N,H,W,K) the state before each step
     carry,  # (N,H,W,K) fp32, in and out
     d,  # (T,N,H,W,3K) in: n of step t; out: r
+    d_rz,  # (T,N,H,W,2K) out: r once more, or None
     rh,  # (T,N,H,W,K) out, or None
     N, H, W, t,
     K: tl.constexpr, TAPS: tl.constexpr, KW: tl.constexpr, TILE: tl.constexpr, PRECISION: tl.constexpr,
@@ -415,7 +437,10 @@ def reset_update_backward_kernel(
     o_gates = ((t * step + rows.row) * (3 * K))[:, None] + column[None, :]
     r = tl.load(gates + o_gates, mask=mask, other=0.0).to(tl.float32)
     before = tl.load(h + t * step * K + i, mask=mask, other=0.0).to(tl.float32)
-    tl.store(d + o_gates, (g * before * r * (1 - r)).to(d.dtype.element_ty), mask=mask)
+    of_r = (g * before * r * (1 - r)).to(d.dtype.element_ty)
+    tl.store(d + o_gates, of_r, mask=mask)
+    if d_rz is not None:
+        tl.store(d_rz + ((t * step + rows.row) * (2 * K))[:, None] + column[None, :], of_r, mask=mask)
     tl.store(carry + i, tl.load(carry + i, mask=mask, other=0.0) + g * r, mask=mask)
     if rh is not None:
         tl.store(rh + t * step * K + i, (r * before).to(rh.dtype.element_ty), mask=mask)
@@ -480,3 +505,25 @@ def add_kernel(
     mask = rows.there[:, None] & (rows.column < K)[None, :]
     acc = _sums(images, weight, sums, N, H, W, rows, C, STRIDE, K, TAPS, KW, TILE, PRECISION)
     tl.store(carry + i, tl.load(carry + i, mask=mask, other=0.0) + acc, mask=mask)
+
+
+@triton.jit
+def transpose_kernel(
+    matrices,  # (B,R,C)
+    transposed,  # (B,C,R) out
+    rows, columns,  # R, C: compiled once for multiples of 16, which are copied as vectors
+    BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """A tile is read along its rows and written along its columns; between, Triton takes it through shared
+    memory."""
+    across = tl.cdiv(columns, BLOCK_C)
+    tiles = tl.cdiv(rows, BLOCK_R) * across
+    pid = tl.program_id(0)
+    first = (pid // tiles).to(tl.int64) * rows * columns  # of this matrix
+    tile = pid % tiles
+    r = (tile // across * BLOCK_R + tl.arange(0, BLOCK_R)).to(tl.int64)[:, None]
+    c = (tile % across * BLOCK_C + tl.arange(0, BLOCK_C)).to(tl.int64)[None, :]
+    mask = (r < rows) & (c < columns)
+    tl.store(
+        transposed + first + c * rows + r, tl.load(matrices + first + r * columns + c, mask=mask), mask=mask
+    )

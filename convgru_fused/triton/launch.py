@@ -58,6 +58,8 @@ class Launcher:
         gates = 3 if kernel.__name__ == "cudnn_step_kernel" else 1
         self.kernel, self.weight, self.padding = kernel, weight, (kh // 2, kw // 2)
         self.is_library = convolved and not x_channels and prefers_library(weight, batch.fast)
+        if self.is_library:  # as cuDNN wants it, which would make a copy at every step
+            self.weight = weight.contiguous(memory_format=torch.channels_last)
         taps = kh * kw if convolved and not self.is_library else 0
         # Without a convolution nothing is loaded by descriptors, and one channel forbids them.
         channels = (in_, stride, x_channels) if taps else (1,)

@@ -114,34 +114,49 @@ class Problem:
 class Outside:
     """What the gates receive from outside the recurrence, for all steps: r|z|n."""
 
-    a: Tensor
-    image: int  # elements from one image to the next; -1: there are all pixels
-    pixel: int
-    is_ours: bool  # may be overwritten
+    a: Tensor | None
+    bias: Tensor | None  # (3K,), added to it
+    image: int = 0  # elements of `a` from one image to the next; -1: there are all pixels
+    pixel: int = 0
+    is_ours: bool = False  # `a` may be overwritten
+
+    @property
+    def ours(self) -> Tensor | None:
+        return self.a if self.is_ours else None
+
+    @property
+    def tensors(self) -> dict[str, Tensor | None]:
+        return {"a": self.a, "bias": self.bias}
 
     @property
     def constants(self) -> dict[str, int]:
         return {"A_IMAGE": self.image, "A_PIXEL": self.pixel}
 
 
+def _bias(p: Problem) -> Tensor | None:
+    """(3K,): the sum of the biases that add to the gates directly; not b_hn of "cudnn"."""
+    K = p.weight_hh.size(1)
+    inner = p.bias_hh
+    if p.cudnn and inner is not None:
+        inner = torch.cat((inner[: 2 * K], torch.zeros_like(inner[:K])))
+    outer = None if p.input is None else p.bias_ih
+    if inner is None or outer is None:
+        only = inner if outer is None else outer
+        return None if only is None else only.contiguous()
+    return inner + outer
+
+
 def outside(p: Problem, joined: bool = False) -> Outside:
     """joined: the input is convolved elsewhere."""
     T, N, K, H, W = p.sizes
-    bias = None
-    if p.bias_ih is not None and p.input is not None:
-        bias = p.bias_ih
-    if p.bias_hh is not None:
-        direct = torch.cat((p.bias_hh[: 2 * K], torch.zeros_like(p.bias_hh[:K]))) if p.cudnn else p.bias_hh
-        bias = direct if bias is None else bias + direct
+    bias = _bias(p)  # the kernels add it: PyTorch would in a pass of its own
     maps = None if p.gate_bias is None else memory(p.valid(p.gate_bias))
     if p.input is not None and not joined:
         assert p.weight_ih is not None
         x = images_of(memory(p.valid(p.input))).flatten(0, 1)
-        a = memory(same_conv(x, p.weight_ih, bias)).view(T, N, H, W, 3 * K)
-        return Outside(a if maps is None else a.add_(maps), -1, 3 * K, True)
+        a = memory(same_conv(x, p.weight_ih)).view(T, N, H, W, 3 * K)
+        return Outside(a if maps is None else a.add_(maps), bias, -1, 3 * K, True)
     if maps is None:
-        return Outside(p.weight_hh.new_zeros(3 * K) if bias is None else bias.contiguous(), 0, 0, False)
-    a = maps if bias is None else maps + bias
-    if maps.shape[2:4] == (H, W):
-        return Outside(a, -1, 3 * K, bias is not None)
-    return Outside(a, 3 * K, 0, False)
+        return Outside(None, bias)
+    full = maps.shape[2:4] == (H, W)
+    return Outside(maps, bias, -1, 3 * K) if full else Outside(maps, bias, 3 * K)

@@ -1,5 +1,5 @@
-"""How a convolution is cut into tiles: tables by architecture. None of them has been measured on a GPU yet
-(docs/gpu-queue.md)."""
+"""How a convolution is cut into tiles: tables by architecture, and whether it is ours. Of the tables only
+that of two bytes on Hopper has run on a GPU (docs/triton.md); none is the result of a search yet."""
 
 from __future__ import annotations
 
@@ -100,9 +100,17 @@ def _architecture(device_index: int | None) -> tuple[str, int]:
 
 
 def prefers_library(weight: torch.Tensor, fast: bool) -> bool:
-    """Whether PyTorch's own convolution is taken, and only what follows it is ours: where there are no tensor
-    cores for the type."""
-    return weight.element_size() == 4 and not fast and not triton_interprets()
+    """Whether PyTorch's own convolution is taken, and only what follows it is ours.
+
+    So it is where there are no tensor cores for the type; and in two bytes on Hopper, where our 3x3
+    convolutions, with what follows them, took 1.3 to 2.9 times as long as cuDNN's alone, and a whole forward
+    pass 5.40 ms instead of 4.88 (docs/triton.md). Elsewhere nothing has been measured, and ours is taken.
+    """
+    if triton_interprets():
+        return False
+    if weight.element_size() == 4:
+        return not fast
+    return _architecture(weight.device.index) == ("cuda", 90)
 
 
 def _fitted(tile: Tile, H: int, W: int, out: int) -> Tile:

@@ -5,12 +5,14 @@ their own, with TRITON_INTERPRET=1. Not bfloat16, which is wrong in the interpre
 import json
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.library import opcheck
+from torch.nn import functional as F
 
-from convgru_fused import ConvGRU, ConvGRUCell, ops, use_backend
+from convgru_fused import ConvGRU, ConvGRUCell, eager, ops, use_backend
 from convgru_fused.eager import VARIANTS, Gradients
 from convgru_fused.testing import (
     SMOOTH_VARIANTS,
@@ -27,7 +29,7 @@ if not ops.triton_interprets():
 
 from test_relu import check_operators
 
-from convgru_fused.triton import kernels, launch, tiles, tuning
+from convgru_fused.triton import kernels, launch, layout, problem, tiles, tuning
 
 # Small ones that together have every argument, each of them missing, both ways of loading, tails everywhere.
 CASES = (
@@ -90,6 +92,45 @@ def test_float16(sample):
     check(sample, torch.float16)
 
 
+@pytest.mark.parametrize("variant", SMOOTH_VARIANTS)
+@pytest.mark.parametrize("absent", ["bias_ih", "bias_hh"])
+@pytest.mark.parametrize("case", ["plain", "one-step", "gate-bias"])
+def test_one_bias(case, absent, variant):
+    """Which the kernels add, not the convolution before them."""
+    (sample,) = forwards(case, variants=[variant])
+    index = Gradients._fields.index(absent)
+
+    def outputs(function, dtype):
+        args = list(sample.arguments(torch.float32, requires_grad=True))
+        args[index] = None
+        args = [a.detach().to(dtype).requires_grad_() if isinstance(a, torch.Tensor) else a for a in args]
+        output = function(*args)
+        return output.detach(), autograd_gradients(output, args, sample.grad_output(torch.float32).to(dtype))
+
+    def triton(*args):
+        return ops.TRITON.conv_gru(*args, save_gates=True)
+
+    output, gradients = outputs(triton, torch.float32)
+    expected_output, expected_gradients = outputs(eager.conv_gru, torch.float64)
+    assert_close_to_reference(output, expected_output)
+    assert_gradients_close(gradients, expected_gradients)
+
+
+@pytest.mark.parametrize(("case", "joined"), [("plain", False), ("one-step", True), ("no-input-1x1", False)])
+def test_no_pass_over_all_gates_for_the_bias(case, joined):
+    (sample,) = forwards(case, variants=["gru-rcn"])
+    input, _, weight, _, bias_ih, bias_hh, gate_bias, *_ = arguments = sample.arguments(torch.float32)
+    outside = problem.outside(problem.Problem(*arguments, False), joined)
+    if joined:
+        assert outside.a is None
+    elif input is None:
+        assert outside.a.data_ptr() == gate_bias.data_ptr()
+    else:
+        x = eager.same_conv(input.flatten(0, 1), weight)
+        torch.testing.assert_close(outside.a, x.movedim(1, -1).view(outside.a.shape))
+    assert torch.equal(outside.bias, bias_hh if bias_ih is None else bias_ih + bias_hh)
+
+
 @pytest.mark.parametrize("sample", samples("kernel-3x5", "no-input", "channels-last"), ids=str)
 def test_gradients_from_recomputed_gates(sample):
     check(sample, save_gates=False)
@@ -102,10 +143,58 @@ def test_relu(sample):
     check_operators(ops.TRITON.forward, ops.TRITON.backward, sample, torch.float32, fast=False)
 
 
-@pytest.mark.parametrize("sample", samples("no-bias-hx", "lengths", "one-step"), ids=str)
-def test_convolutions_of_the_library(sample, monkeypatch):
+@pytest.fixture
+def by_library(monkeypatch):
+    """PyTorch's convolutions take the place of our own."""
     monkeypatch.setattr(launch, "prefers_library", lambda weight, fast: True)
-    check(sample)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    "sample",
+    samples("no-bias-hx", "lengths", "one-step") + forwards("lengths-hx", "kernel-3x5", "gate-bias"),
+    ids=str,
+)
+def test_convolutions_of_the_library(sample, dtype, by_library):
+    check(sample, dtype)
+
+
+@pytest.mark.parametrize("sample", samples("lengths-hx", variants=["gru-rcn-relu"]), ids=str)
+def test_relu_after_convolutions_of_the_library(sample, by_library):
+    check_operators(ops.TRITON.forward, ops.TRITON.backward, sample, torch.float32, fast=False)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_library_need_not_copy(variant, by_library, monkeypatch):
+    """What the steps hand it is dense and channels last, the weights too; those are laid out once for all."""
+    (sample,) = forwards("no-bias-hx", variants=[variant])
+    calls = []
+
+    def noted(images, weight, padding):
+        calls.append((images, weight))
+        return F.conv2d(images, weight, padding=padding)
+
+    monkeypatch.setattr(launch, "F", SimpleNamespace(conv2d=noted, pad=F.pad))
+    run("triton", sample, torch.float32)
+    assert len(calls) == sample.T * (2 if variant == "cudnn" else 4)
+    for tensor in (tensor for pair in calls for tensor in pair):
+        assert tensor.is_contiguous(memory_format=torch.channels_last)
+    # Forward, backward, and of the initial state.
+    assert len({weight.data_ptr() for _, weight in calls}) == (3 if variant == "cudnn" else 5)
+
+
+def test_the_library_is_preferred_where_it_was_faster(monkeypatch):
+    monkeypatch.setattr(tiles, "triton_interprets", lambda: False)
+    preferred = {}
+    for architecture in (("cuda", 80), ("cuda", 90), ("cuda", 100), ("cuda", 120), ("hip", 0)):
+        monkeypatch.setattr(tiles, "_architecture", lambda index, value=architecture: value)
+        for dtype in (torch.bfloat16, torch.float16):
+            weight = torch.empty(0, dtype=dtype)
+            preferred[architecture] = tiles.prefers_library(weight, fast=True)
+            assert preferred[architecture] == tiles.prefers_library(weight, fast=False)
+        assert tiles.prefers_library(torch.empty(0), fast=False)
+        assert not tiles.prefers_library(torch.empty(0), fast=True)
+    assert [key for key, value in preferred.items() if value] == [("cuda", 90)]
 
 
 @pytest.mark.parametrize("sample", forwards("channels-of-16-1x5", "channels-last"), ids=str)
@@ -148,6 +237,62 @@ def test_what_is_past_the_length_does_not_matter(variant):
     assert_close_to_reference(output.detach(), expected_output)
     gradients = autograd_gradients(output, args, sample.grad_output(torch.float32))
     assert_gradients_close(gradients, expected_gradients)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(3, 2, 2), (2, 65, 67), (1, 64, 128), (2, 3, 1500), (2, 1500, 3), (3, 130, 5)], ids=str
+)
+def test_transposing(shape, dtype):
+    matrices = torch.randn(shape).to(dtype)
+    result = layout.transposed(matrices)
+    assert result.is_contiguous() and torch.equal(result, matrices.transpose(1, 2))
+    rows, columns = layout.tile(*shape[1:])
+    assert 4 <= rows * columns <= 4096
+
+
+def test_formats_change_by_transposing(monkeypatch):
+    """Plain and large images; others as PyTorch copies them, or not at all."""
+    copied, transposed = [], layout.transposed
+
+    def noted(matrices):
+        copied.append(matrices.shape)
+        return transposed(matrices)
+
+    monkeypatch.setattr(layout, "transposed", noted)
+    plain = torch.randn(2 * 3 * 65 * 13 * 17 + 1)[1:].view(2, 3, 65, 13, 17)  # begins at an odd address
+    last = layout.memory(plain)
+    assert last.is_contiguous() and torch.equal(last, plain.movedim(2, -1))
+    back = layout.in_format(last, plain)
+    assert back.is_contiguous() and torch.equal(back, plain)
+    assert copied == [(6, 65, 221), (6, 221, 65)]
+
+    like_last = layout.images_of(last)
+    for view in (layout.memory(like_last), layout.in_format(last, like_last)):
+        assert view.data_ptr() == last.data_ptr()
+    for images in (plain[:1], plain[..., 1:], plain[:, :, ::2]):
+        assert torch.equal(layout.memory(images), images.movedim(2, -1))
+        assert torch.equal(layout.in_format(layout.memory(images), plain), images)
+    assert copied[2:] == [(6, 208, 65)]  # the only one that was both, once it was copied
+
+
+@pytest.mark.parametrize("sample", forwards("plain", "lengths-hx", "gate-bias", "strided"), ids=str)
+def test_formats_of_small_images_changed_by_transposing(sample, monkeypatch):
+    monkeypatch.setattr(layout, "LARGE", 1)
+    check(sample)
+
+
+def test_gradients_share_no_memory():
+    """Those of both biases are the same sum."""
+    (sample,) = forwards("plain", variants=["gru-rcn"])
+    *tensors, variant, reverse = sample.arguments(torch.float32)
+    output, gates = ops.TRITON.forward(*tensors, variant, reverse, False, True)
+    mask = [tensor is not None for tensor in tensors[:7]]
+    grad_output = sample.grad_output(torch.float32)
+    gradients = ops.TRITON.backward(grad_output, *tensors, output, gates, variant, reverse, False, mask)
+    assert torch.equal(gradients[4], gradients[5])
+    places = [g.data_ptr() for g in gradients if g.numel()]
+    assert len(places) == len(set(places))
 
 
 def test_no_steps():
