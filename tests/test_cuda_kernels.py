@@ -20,6 +20,7 @@ from convgru_fused.eager import Gradients
 from convgru_fused.testing import (
     SMOOTH_VARIANTS,
     TOLERANCES,
+    Sample,
     assert_close_to_reference,
     assert_gradients_close,
     autograd_gradients,
@@ -158,7 +159,9 @@ def test_gradients_from_recomputed_gates(backend, resident_blocks, dtype, sample
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("save_gates", [True, False], ids=["kept", "recomputed"])
 def test_convolutions_by_library(backend, dtype, sample, save_gates):
-    output, gradients = run(backend(by_library=True), sample, dtype, save_gates=save_gates)
+    output, gradients = run(
+        backend(resident_blocks=0, by_library=True), sample, dtype, save_gates=save_gates
+    )
     expected_output, expected_gradients = reference(sample, dtype)
     assert_close_to_reference(output, expected_output)
     assert_gradients_close(gradients, expected_gradients)
@@ -226,6 +229,29 @@ def test_one_kernel_for_the_sequence_or_many(library, backend, dtype, sample):
         assert_same_bits(gradients, expected_gradients)
         if sample.kernel != (7, 7):  # whose weights are too many for shared memory
             assert launches == sum(row_tiles <= 2 * (blocks // across) for across in tiles)
+
+
+def test_one_kernel_whose_weights_leave_little_room(library, backend):
+    """A shorter ring of pixels."""
+    sample = Sample("wide", T=2, N=1, C=4, K=256, H=2, W=20)
+    before = library.cuda_on_host_cooperative_launches()
+    args = sample.arguments(torch.bfloat16)
+    output = BACKENDS[backend()].conv_gru(*args, save_gates=False)
+    assert library.cuda_on_host_cooperative_launches() == before + 1
+    assert torch.equal(output, BACKENDS[backend(resident_blocks=0)].conv_gru(*args, save_gates=False))
+    assert_close_to_reference(output, reference(sample, torch.bfloat16)[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("shape", [(16, 8, 8), (72, 9, 8), (12, 6, 6), (10, 5, 6), (3, 5, 5)], ids=str)
+def test_images_that_are_transposed(backend, shape, dtype):
+    """By 16, 8, 4 bytes or by elements; in tiles of 64 by 64."""
+    C, H, W = shape
+    sample = Sample("transposed", T=2, N=2, C=C, K=C, H=H, W=W, hx=True)
+    output, gradients = run(backend(), sample, dtype)
+    expected_output, expected_gradients = reference(sample, dtype)
+    assert_close_to_reference(output, expected_output)
+    assert_gradients_close(gradients, expected_gradients)
 
 
 @pytest.mark.parametrize("variant", SMOOTH_VARIANTS)

@@ -318,7 +318,7 @@ struct PlainConfig : PlainTile<T, kColumns> {
 // The matrix units: four warps, kWarpsAcross of them side by side, share the sums. 16-bit elements, or floats
 // of which the units read what TF32 has.
 template <class T, int kColumns>
-using MatrixTile = TileConfig<T, 64, kColumns, sizeof(T) == 2 ? 16 : 32, sizeof(T) == 2 ? 4 : 3, 128>;
+using MatrixTile = TileConfig<T, 64, kColumns, sizeof(T) == 2 ? 16 : 32, 6, 128>;
 
 template <class T, int kColumns, int kWarpsAcross = 2>
 struct MatrixConfig : MatrixTile<T, kColumns> {
@@ -341,23 +341,27 @@ struct MatrixConfig : MatrixTile<T, kColumns> {
 
     // Adds the products of a piece of the depth. rows: where each row(i) of the input lies.
     CONVGRU_DEVICE void add(const T* const (&rows)[kDown], const T* b) {
+      // All factors first: the products then wait for them once.
+      constexpr int kSteps = kDepth<T> / kStep;
+      uint32_t left[kSteps][kDown][4], right[kSteps][kAcross][2];
 #pragma unroll
-      for (int k = 0; k < kDepth<T>; k += kStep) {
-        uint32_t left[kDown][4], right[kAcross][2];
+      for (int step = 0; step < kSteps; ++step) {
 #pragma unroll
         for (int i = 0; i < kDown; ++i)
-          load_matrices<false>(left[i], rows[i] + k + lane() / 16 * (kStep / 2));
-        load_right(b + k * Tile::kStrideB + first_column(), right);
+          load_matrices<false>(left[step][i], rows[i] + step * kStep + lane() / 16 * (kStep / 2));
+        load_right(b + step * kStep * Tile::kStrideB + first_column(), right[step]);
+      }
+#pragma unroll
+      for (int step = 0; step < kSteps; ++step)
 #pragma unroll
         for (int i = 0; i < kDown; ++i)
 #pragma unroll
           for (int j = 0; j < kAcross; ++j) {
             if constexpr (sizeof(T) == 2)
-              multiply_add<kHalfOf<T>>(sum[i][j], left[i], right[j]);
+              multiply_add<kHalfOf<T>>(sum[i][j], left[step][i], right[step][j]);
             else
-              multiply_add_tf32(sum[i][j], left[i], right[j]);
+              multiply_add_tf32(sum[i][j], left[step][i], right[step][j]);
           }
-      }
     }
 
     CONVGRU_DEVICE void store(float* sums, int stride) const {
@@ -464,46 +468,77 @@ __global__ void __launch_bounds__(kElementThreads, kElementBlocks - 1)
     apply_to_all<1>(rows, channels, sums, epilogue);
 }
 
-// A tile of kTransposeTile rows by as many columns goes through shared memory, N neighbours at once.
+// A tile of so many rows and columns is transposed in shared memory, where rows are kTransposeStride apart,
+// so that neighbours in a column fall on different banks.
 constexpr int kTransposeTile = 64;
+template <class T>
+constexpr int kTransposeStride = kTransposeTile + (sizeof(T) == 2 ? 2 : 1);
 
-template <int N, class T>
+// kBytes are read and written at once.
+template <int kBytes, class T>
 CONVGRU_DEVICE void transpose_tile(
     const Transpose<T>& args, int64_t matrix, int64_t first_row, int64_t first_column, T* shared) {
-  constexpr int kStride = kTransposeTile + N;  // neighbours in a column fall on different banks
-  constexpr int kAcross = kTransposeTile / N, kDown = kElementThreads / kAcross;
+  constexpr int N = kBytes / static_cast<int>(sizeof(T));
+  constexpr int kAcross = kTransposeTile / N, kDown = kElementThreads / kAcross,
+                kStride = kTransposeStride<T>;
+  constexpr bool kInWords = kBytes >= 4;
+  using Some = std::conditional_t<kInWords, Words<kInWords ? kBytes : 4>, T>;
   const int across = threadIdx.x % kAcross * N, down = threadIdx.x / kAcross;
-  const T* from = args.from + matrix + first_row * args.columns + first_column;
-  T* to = args.to + matrix + first_column * args.rows + first_row;
+  const T* from = args.from + matrix + first_row * args.columns + first_column + across;
+  T* to = args.to + matrix + first_column * args.rows + first_row + across;
 #pragma unroll
-  for (int row = down; row < kTransposeTile; row += kDown)
-    if (first_row + row < args.rows && first_column + across < args.columns)
-      copy_neighbours<N>(shared + row * kStride + across, from + row * args.columns + across);
+  for (int row = down; row < kTransposeTile; row += kDown) {
+    if (first_row + row >= args.rows || first_column + across >= args.columns) continue;
+    const Some some = *reinterpret_cast<const Some*>(from + row * args.columns);
+    T* const place = shared + row * kStride + across;
+    if constexpr (kInWords) {
+#pragma unroll
+      for (int word = 0; word < kBytes / 4; ++word)
+        reinterpret_cast<Words<4>*>(place)[word].at[0] = some.at[word];
+    } else {
+      *place = some;
+    }
+  }
   __syncthreads();
 #pragma unroll
-  for (int column = down; column < kTransposeTile; column += kDown)
-    if (first_column + column < args.columns && first_row + across < args.rows) {
-      T together[N];
+  for (int column = down; column < kTransposeTile; column += kDown) {
+    if (first_column + column >= args.columns || first_row + across >= args.rows) continue;
+    const T* const place = shared + across * kStride + column;
+    Some some;
+    if constexpr (kInWords && sizeof(T) == 2) {
 #pragma unroll
-      for (int k = 0; k < N; ++k) together[k] = shared[(across + k) * kStride + column];
-      copy_neighbours<N>(to + column * args.rows + across, together);
+      for (int i = 0; i < N; i += 2)
+        some.at[i / 2] = uint32_t{place[i * kStride].bits} | uint32_t{place[(i + 1) * kStride].bits} << 16;
+    } else if constexpr (kInWords) {
+      constexpr int kWords = static_cast<int>(sizeof(T)) / 4;
+#pragma unroll
+      for (int word = 0; word < kBytes / 4; ++word)
+        some.at[word] =
+            reinterpret_cast<const Words<4>*>(place + word / kWords * kStride)[word % kWords].at[0];
+    } else {
+      some = *place;
     }
+    *reinterpret_cast<Some*>(to + column * args.rows) = some;
+  }
 }
 
 template <class T>
 __global__ void __launch_bounds__(kElementThreads, kElementBlocks)
     transpose_kernel(const __grid_constant__ Transpose<T> args, int tiles_down, int tiles_across) {
-  constexpr int kPair = 4 / static_cast<int>(sizeof(T));  // elements in 4 bytes
   T* const shared = reinterpret_cast<T*>(dynamic_shared());
   const int across = blockIdx.x % tiles_across, rest = blockIdx.x / tiles_across;
   const int64_t matrix = int64_t{rest / tiles_down} * args.rows * args.columns;
   const int64_t row = int64_t{rest % tiles_down} * kTransposeTile, column = int64_t{across} * kTransposeTile;
-  if constexpr (kPair == 2) {
-    const uintptr_t both = reinterpret_cast<uintptr_t>(args.from) | reinterpret_cast<uintptr_t>(args.to);
-    if (args.rows % 2 == 0 && args.columns % 2 == 0 && both % 4 == 0)
-      return transpose_tile<2>(args, matrix, row, column, shared);
-  }
-  transpose_tile<1>(args, matrix, row, column, shared);
+  const uintptr_t all = reinterpret_cast<uintptr_t>(args.from) | reinterpret_cast<uintptr_t>(args.to) |
+                        args.rows * sizeof(T) | args.columns * sizeof(T);
+  if (all % 16 == 0)
+    transpose_tile<16>(args, matrix, row, column, shared);
+  else if (all % 8 == 0)
+    transpose_tile<8>(args, matrix, row, column, shared);
+  else if (sizeof(T) <= 4 && all % 4 == 0)
+    transpose_tile<sizeof(T) <= 4 ? 4 : 8>(args, matrix, row, column, shared);
+  else
+    transpose_tile<sizeof(T)>(args, matrix, row, column, shared);
 }
 
 template <class T>

@@ -17,7 +17,7 @@ inline double least_operations_of_library() {
 }
 #else
 constexpr double least_operations_of_library() {
-  return 1.5e9;
+  return 3e8;
 }
 #endif
 

@@ -53,47 +53,73 @@ void convolve(const Convolution<T>& conv, const Epilogue<T>& epilogue, Stream st
 // With more tiles of rows for a block there are pixels enough for a kernel for each convolution.
 constexpr int64_t kMostTilesOfBlock = 2;
 
-template <class Config, class T, template <class> class Sequence>
-bool run_sequence_by(const Sequence<T>& sequence, Stream stream) {
-  using Tiles = BlockTiles<T, Config>;
-  constexpr int kPhases = Sequence<T>::kPhases;
-  const auto kernel = sequence_kernel<T, Config, Sequence<T>>;
+// How a sequence is one kernel.
+struct SequencePlan {
+  int across[2];  // tiles of columns of each phase
+  int down;       // blocks for each of them; 0: it is not
+  size_t shared_bytes;
+};
+
+template <class Config, int kRingStages, class T, template <class> class Sequence>
+SequencePlan plan_sequence(const Sequence<T>& sequence) {
+  using Tiles = BlockTiles<T, Config, kRingStages>;
   const Convolution<T>& conv = sequence.convolutions[0];
-  int across[2] = {};
+  SequencePlan plan{};
   int64_t weight_elements = 0;
-  for (int p = 0; p < kPhases; ++p) {
-    across[p] = Tiles::across(sequence.convolutions[p]);
+  for (int p = 0; p < Sequence<T>::kPhases; ++p) {
+    plan.across[p] = Tiles::across(sequence.convolutions[p]);
     weight_elements = std::max(weight_elements, Tiles::weight_elements(sequence.convolutions[p]));
   }
-  const size_t shared_bytes =
-      kPhaseBytes + (Tiles::ring_elements(Tiles::halo(conv)) + weight_elements) * sizeof(T);
+  plan.shared_bytes = kPhaseBytes + (Tiles::ring_elements(Tiles::halo(conv)) + weight_elements) * sizeof(T);
   const int64_t rows = conv.batch * conv.height * conv.width;
   const int64_t row_tiles = (rows + Config::kTileRows - 1) / Config::kTileRows;
-  // Blocks for each tile of columns.
-  const int64_t down = std::min<int64_t>(
-      row_tiles, resident_blocks(kernel, Config::kThreads, shared_bytes) / (across[0] + across[1]));
-  if (row_tiles > kMostTilesOfBlock * down) return false;
-  clear(sequence.meet, sizeof(unsigned), stream);
-  const dim3 grid(static_cast<unsigned>((across[0] + across[1]) * down));
-  launch(
-      kernel, Launch{grid, Config::kThreads, shared_bytes, stream, /*cooperative=*/true}, sequence, across[0],
-      across[1], static_cast<int>(down));
-  return true;
+  const int blocks = resident_blocks(
+      sequence_kernel<T, Config, kRingStages, Sequence<T>>, Config::kThreads, plan.shared_bytes);
+  const int64_t down = std::min<int64_t>(row_tiles, blocks / (plan.across[0] + plan.across[1]));
+  if (row_tiles <= kMostTilesOfBlock * down) plan.down = static_cast<int>(down);
+  return plan;
+}
+
+// Stages of the ring of pixels: many, if they fit, for the wait for the first of them is long.
+constexpr int kManyStages = 6, kFewStages = 3;
+
+// Calls f with a type that says how, and the plan, if the sequence can be one kernel.
+template <class T, template <class> class Sequence, class F>
+bool with_sequence_plan(const Sequence<T>& sequence, const F& f) {
+  using First = decltype(sequence.template phase<0>(0).epilogue);
+  constexpr int kTileColumns = kThreeGates<First> ? 3 * kCudnnGroup : kColumns / 2;
+  const auto try_stages = [&]<class Config, int kStages>() {
+    const SequencePlan plan = plan_sequence<Config, kStages>(sequence);
+    if (plan.down == 0) return false;
+    f(sequence_kernel<T, Config, kStages, Sequence<T>>, Config::kThreads, plan);
+    return true;
+  };
+  const auto try_config = [&]<class Config>() {
+    return try_stages.template operator()<Config, kManyStages>() ||
+           try_stages.template operator()<Config, kFewStages>();
+  };
+  if constexpr (sizeof(T) <= 4) {
+    if (sizeof(T) == 2 || sequence.convolutions[0].tf32)
+      return try_config.template operator()<MatrixConfig<T, kTileColumns, 1>>();
+  }
+  if constexpr (sizeof(T) >= 4) return try_config.template operator()<PlainConfig<T, kTileColumns>>();
+  return false;
 }
 
 template <class T, template <class> class Sequence>
-bool run_sequence(const Sequence<T>& sequence, Stream stream) {
-  using First = decltype(sequence.template phase<0>(0).epilogue);
-  constexpr int kTileColumns = kThreeGates<First> ? 3 * kCudnnGroup : kColumns / 2;
-  if constexpr (sizeof(T) == 2) {
-    return run_sequence_by<MatrixConfig<T, kTileColumns, 1>>(sequence, stream);
-  } else {
-    if constexpr (sizeof(T) == 4) {
-      if (sequence.convolutions[0].tf32)
-        return run_sequence_by<MatrixConfig<T, kTileColumns, 1>>(sequence, stream);
-    }
-    return run_sequence_by<PlainConfig<T, kTileColumns>>(sequence, stream);
-  }
+bool is_one_kernel(const Sequence<T>& sequence) {
+  return with_sequence_plan(sequence, [](auto, int, const SequencePlan&) {});
+}
+
+template <class T, template <class> class Sequence>
+void run_sequence(const Sequence<T>& sequence, Stream stream) {
+  with_sequence_plan(sequence, [&](auto kernel, int threads, const SequencePlan& plan) {
+    clear(sequence.meet, sizeof(unsigned), stream);
+    const dim3 grid(static_cast<unsigned>((plan.across[0] + plan.across[1]) * plan.down));
+    launch(
+        kernel, Launch{grid, threads, plan.shared_bytes, stream, /*cooperative=*/true}, sequence,
+        plan.across[0], plan.across[1], plan.down);
+  });
 }
 
 template <class T, template <class> class Epilogue>
@@ -122,7 +148,7 @@ void transpose(const Transpose<T>& args, Stream stream) {
   const int64_t across = (args.columns + kTransposeTile - 1) / kTransposeTile;
   // A grid has at most 2^31-1 blocks.
   const int64_t most = std::max<int64_t>(1, INT32_MAX / (down * across)), matrix = args.rows * args.columns;
-  constexpr size_t kSharedBytes = kTransposeTile * (kTransposeTile + 2) * sizeof(T);
+  constexpr size_t kSharedBytes = kTransposeTile * kTransposeStride<T> * sizeof(T);
   for (int64_t first = 0; first < args.batch; first += most) {
     const int64_t count = std::min(most, args.batch - first);
     const Transpose<T> some{
@@ -140,10 +166,14 @@ void transpose(const Transpose<T>& args, Stream stream) {
 
 #define CONVGRU_INSTANTIATE_CUDA(T)                                   \
   template void pack<T>(const Weights<T>&, T*, Stream);               \
-  template bool run_sequence<T>(const GruRcnForward<T>&, Stream);     \
-  template bool run_sequence<T>(const CudnnForward<T>&, Stream);      \
-  template bool run_sequence<T>(const GruRcnBackward<T>&, Stream);    \
-  template bool run_sequence<T>(const CudnnBackward<T>&, Stream);     \
+  template bool is_one_kernel<T>(const GruRcnForward<T>&);            \
+  template void run_sequence<T>(const GruRcnForward<T>&, Stream);     \
+  template bool is_one_kernel<T>(const CudnnForward<T>&);             \
+  template void run_sequence<T>(const CudnnForward<T>&, Stream);      \
+  template bool is_one_kernel<T>(const GruRcnBackward<T>&);           \
+  template void run_sequence<T>(const GruRcnBackward<T>&, Stream);    \
+  template bool is_one_kernel<T>(const CudnnBackward<T>&);            \
+  template void run_sequence<T>(const CudnnBackward<T>&, Stream);     \
   template void previous_states<T>(const PreviousStates<T>&, Stream); \
   template void valid_images<T>(const ValidImages<T>&, Stream);       \
   template void transpose<T>(const Transpose<T>&, Stream);            \

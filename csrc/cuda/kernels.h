@@ -446,11 +446,15 @@ void convolve(const Convolution<T>& convolution, const Epilogue<T>& epilogue, St
 template <class T, template <class> class Epilogue>
 void elementwise(int64_t rows, int channels, const T* sums, const Epilogue<T>& epilogue, Stream stream);
 
-// Runs a sequence by one kernel, whose blocks are all there at the same time, keep their weights on the chip
-// for all steps and wait for each other after every phase. False if it does not fit the GPU or has too many
-// pixels to gain by it; nothing has been done then.
+// Whether a sequence can be one kernel, whose blocks are all there at the same time, keep their weights on
+// the chip for all steps and wait for each other after every phase: not if it does not fit the GPU or has too
+// many pixels to gain by it.
 template <class T, template <class> class Sequence>
-bool run_sequence(const Sequence<T>& sequence, Stream stream);
+bool is_one_kernel(const Sequence<T>& sequence);
+
+// Runs such a sequence.
+template <class T, template <class> class Sequence>
+void run_sequence(const Sequence<T>& sequence, Stream stream);
 
 template <class T>
 void previous_states(const PreviousStates<T>& arguments, Stream stream);

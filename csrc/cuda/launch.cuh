@@ -5,8 +5,11 @@
 #if !defined(CONVGRU_CUDA_ON_HOST)
 #include <cuda_runtime.h>
 
+#include <map>
+#include <mutex>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #endif
 
 namespace convgru::cuda {
@@ -50,18 +53,47 @@ inline void check(cudaError_t error) {
   if (error != cudaSuccess) throw std::runtime_error(std::string("CUDA: ") + cudaGetErrorString(error));
 }
 
+// What is found out about a kernel on a device, and a number, once.
+class Remembered {
+ public:
+  template <class F>
+  int operator()(const void* kernel, int device, size_t number, const F& find_out) {
+    const std::scoped_lock lock(mutex_);
+    const Key key{{kernel, device}, number};
+    const auto known = found_.find(key);
+    return known != found_.end() ? known->second : found_[key] = find_out();
+  }
+
+ private:
+  using Key = std::pair<std::pair<const void*, int>, size_t>;
+  std::mutex mutex_;
+  std::map<Key, int> found_;
+};
+
+inline int current_device() {
+  int device;
+  check(cudaGetDevice(&device));
+  return device;
+}
+
 // Shared memory that a kernel gets without asking for more.
 constexpr size_t kUsualSharedBytes = 48 << 10;
 
-template <class... Parameters>
-void allow_shared_bytes(void (*kernel)(Parameters...), size_t bytes) {
-  if (bytes > kUsualSharedBytes)
-    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)));
+// Lets a kernel that needs more than that have all there is.
+inline void allow_shared_bytes(const void* kernel, size_t bytes) {
+  static Remembered allowed;
+  if (bytes <= kUsualSharedBytes) return;
+  allowed(kernel, current_device(), 0, [&] {
+    int most;
+    check(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, current_device()));
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most));
+    return most;
+  });
 }
 
 template <class... Parameters, class... Arguments>
 void launch(void (*kernel)(Parameters...), const Launch& how, const Arguments&... arguments) {
-  allow_shared_bytes(kernel, how.shared_bytes);
+  allow_shared_bytes(reinterpret_cast<const void*>(kernel), how.shared_bytes);
   cudaLaunchAttribute cooperative{};
   cooperative.id = cudaLaunchAttributeCooperative;
   cooperative.val.cooperative = 1;
@@ -78,14 +110,17 @@ void launch(void (*kernel)(Parameters...), const Launch& how, const Arguments&..
 // Blocks of a kernel that the current GPU can have at the same time; 0 if it cannot have one.
 template <class... Parameters>
 int resident_blocks(void (*kernel)(Parameters...), int threads, size_t shared_bytes) {
-  int device, multiprocessors, most_shared_bytes, blocks;
-  check(cudaGetDevice(&device));
-  check(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device));
-  check(cudaDeviceGetAttribute(&most_shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
-  if (shared_bytes > static_cast<size_t>(most_shared_bytes)) return 0;
-  allow_shared_bytes(kernel, shared_bytes);
-  check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, threads, shared_bytes));
-  return blocks * multiprocessors;
+  static Remembered blocks_of;
+  const int device = current_device();
+  return blocks_of(reinterpret_cast<const void*>(kernel), device, shared_bytes, [&] {
+    int multiprocessors, most_shared_bytes, blocks;
+    check(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device));
+    check(cudaDeviceGetAttribute(&most_shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+    if (shared_bytes > static_cast<size_t>(most_shared_bytes)) return 0;
+    allow_shared_bytes(reinterpret_cast<const void*>(kernel), shared_bytes);
+    check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, threads, shared_bytes));
+    return blocks * multiprocessors;
+  });
 }
 
 inline void clear(void* memory, size_t bytes, Stream stream) {

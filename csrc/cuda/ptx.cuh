@@ -133,20 +133,19 @@ __device__ __forceinline__ void copy_async_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kMostPending) : "memory");
 }
 
-// The blocks of a cooperative launch wait for each other; what any has written before, all can read after.
+// The blocks of a cooperative launch wait for each other; what any has written before, all can read after: a
+// block's barrier orders its threads' accesses before the release and after the acquire of one of them.
 // `arrived` is a counter that starts at zero, `round` the number of the barrier, from 1. Every thread but one
 // does meanwhile(), when those of its own block have arrived.
 template <class Meanwhile>
 __device__ __forceinline__ void sync_grid(unsigned* arrived, unsigned round, const Meanwhile& meanwhile) {
   __syncthreads();
   if (threadIdx.x == 0) {
-    __threadfence();
     asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(arrived) : "memory");
     unsigned seen;
     do {
       asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(arrived) : "memory");
     } while (seen < round * gridDim.x);
-    __threadfence();
   } else {
     meanwhile();
   }

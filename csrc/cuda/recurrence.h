@@ -113,29 +113,37 @@ WeightPart<T> transposed_rows_of(const Tensor& weight, int64_t first, int64_t co
       static_cast<int>(weight.size(1))};
 }
 
-// Rows [first, first+count) of the hidden weight as PyTorch's library wants them, if the convolutions of the
-// call are left to it: where they are long, it makes up for what goes to memory and back between them and
-// their epilogues. transposed: for the gradient of the input.
-inline Optional library_rows(const Call& call, int64_t first, int64_t count, bool transposed) {
-  Tensor weight = call.weight_hh();
+// Whether the hidden convolutions of a call are left to PyTorch's library, unless all steps are one kernel:
+// where they are long, it makes up for what goes to memory and back between them and their epilogues.
+inline bool prefers_library(const Call& call) {
+  const Tensor& weight = call.weight_hh();
   const double operations_of_step = 2.0 * call.p.rows() * weight.numel();
-  if (weight.scalar_type() == torch::headeronly::ScalarType::Double ||
-      operations_of_step < least_operations_of_library())
-    return std::nullopt;
-  Tensor rows = stable::narrow(weight, 0, first, count);
-  if (transposed) rows = stable::transpose(flip(rows, {2, 3}), 0, 1);
-  return channels_first_view(stable::contiguous(channels_last_view(rows)));
+  return weight.scalar_type() != torch::headeronly::ScalarType::Double &&
+         operations_of_step >= least_operations_of_library();
 }
 
-// A convolution of images of this call, its weights packed; or left to PyTorch's library.
+// Rows of the hidden weight; transposed: as the gradient of their outputs goes back to the inputs.
+struct HiddenRows {
+  int64_t first, count;
+  bool transposed;
+};
+
+// A convolution by rows of the hidden weight, of images of this call: its weights packed for our kernels, or
+// PyTorch's library.
 template <class T>
 class PreparedConvolution {
  public:
-  // Output channels from narrow_from on see only the first source. library_weight: nothing is packed.
+  PreparedConvolution(const Call& call, const HiddenRows& rows)
+      : PreparedConvolution(
+            call, rows,
+            {rows.transposed ? transposed_rows_of<T>(call.weight_hh(), rows.first, rows.count)
+                             : rows_of<T>(call.weight_hh(), rows.first, rows.count)},
+            rows.transposed ? call.p.K : rows.count) {}
+
+  // With parts before that of these rows; output channels beyond those of the rows see only the first.
   PreparedConvolution(
-      const Call& call, const std::vector<WeightPart<T>>& parts, int64_t out, int64_t narrow_from,
-      const Optional& library_weight = std::nullopt)
-      : call_(call), narrow_from_(static_cast<int>(narrow_from)), library_weight_(library_weight) {
+      const Call& call, const HiddenRows& rows, const std::vector<WeightPart<T>>& parts, int64_t out)
+      : call_(call), rows_(rows), narrow_from_(static_cast<int>(parts.size() > 1 ? rows.count : out)) {
     const Tensor& weight = call.weight_hh();
     weights_ = {
         {},
@@ -143,11 +151,9 @@ class PreparedConvolution {
         static_cast<int>(weight.size(2)),
         static_cast<int>(weight.size(3)),
         static_cast<int>(out),
-        call.p.cudnn && out == 3 * call.p.K};
+        call.p.cudnn && !rows.transposed};
     std::copy(parts.begin(), parts.end(), weights_.parts);
-    if (library_weight.has_value()) return;
     packed_ = call.empty({weights_.packed_size()});
-    pack(weights_, data<T>(*packed_), call.stream);
   }
 
   Convolution<T> of(int64_t batch, const std::vector<Source<T>>& sources) const {
@@ -162,14 +168,24 @@ class PreparedConvolution {
         weights_.kernel_w,
         weights_.out,
         narrow_from_,
-        data_or_null<T>(packed_),
+        data<const T>(*packed_),
         weights_.columns(),
         call_.tf32};
     std::copy(sources.begin(), sources.end(), conv.sources);
     return conv;
   }
 
-  bool is_by_library() const { return library_weight_.has_value(); }
+  // Before our kernels run what `of` returns ...
+  void pack() { cuda::pack(weights_, data<T>(*packed_), call_.stream); }
+
+  // ... or `run` does, whoever is to convolve.
+  void prepare() {
+    if (!prefers_library(call_)) return pack();
+    Tensor weight = call_.weight_hh();
+    Tensor rows = stable::narrow(weight, 0, rows_.first, rows_.count);
+    if (rows_.transposed) rows = stable::transpose(flip(rows, {2, 3}), 0, 1);
+    library_weight_ = channels_first_view(stable::contiguous(channels_last_view(rows)));
+  }
 
   // A phase whose convolution is this.
   template <class Epilogue>
@@ -178,7 +194,7 @@ class PreparedConvolution {
     const Convolution<T>& conv = phase.conv;
     const int64_t rows = conv.batch * conv.height * conv.width;
     if (phase.zeros) return elementwise<T>(rows, conv.out / kGates, nullptr, phase.epilogue, call_.stream);
-    if (!is_by_library()) return convolve(conv, phase.epilogue, call_.stream);
+    if (!library_weight_.has_value()) return convolve(conv, phase.epilogue, call_.stream);
     const Tensor sums = channels_last_memory<T>(call_, convolution(images_of(conv), *library_weight_));
     elementwise(rows, conv.out / kGates, data<const T>(sums), phase.epilogue, call_.stream);
   }
@@ -195,9 +211,10 @@ class PreparedConvolution {
   }
 
   const Call& call_;
+  HiddenRows rows_;
   int narrow_from_;
   Weights<T> weights_{};
-  Optional library_weight_, packed_;
+  Optional packed_, library_weight_;
 };
 
 template <class T>
@@ -212,16 +229,18 @@ Tensor meeting_place(const Call& call) {
   return call.empty({static_cast<int64_t>(kElements)});
 }
 
-// By one kernel if that can be, else phase by phase; those of a step have these convolutions.
+// By one kernel if that can be, else phase by phase. convolutions: those of the phases of a step.
 template <class T, template <class> class Sequence>
 void run(
-    const Sequence<T>& sequence, const PreparedConvolution<T>& first, const PreparedConvolution<T>& second,
-    Stream stream) {
+    const Sequence<T>& sequence, const std::vector<PreparedConvolution<T>*>& convolutions, Stream stream) {
   const int64_t count = sequence.steps.count;
-  if (count > 1 && !first.is_by_library() && run_sequence(sequence, stream)) return;
+  const bool at_once = count > 1 && is_one_kernel(sequence);
+  for (PreparedConvolution<T>* convolution : convolutions)
+    at_once ? convolution->pack() : convolution->prepare();
+  if (at_once) return run_sequence(sequence, stream);
   for (int64_t i = 0; i < count; ++i) {
-    first.run(sequence.template phase<0>(i));
-    if constexpr (Sequence<T>::kPhases == 2) second.run(sequence.template phase<1>(i));
+    convolutions[0]->run(sequence.template phase<0>(i));
+    if constexpr (Sequence<T>::kPhases == 2) convolutions[1]->run(sequence.template phase<1>(i));
   }
 }
 

@@ -28,11 +28,6 @@ Tensor run_backwards(const Call& call, const Buffers& buffers, bool wants_hx) {
   const Tensor& weight = call.weight_hh();
   const Tensor carry = stable::new_zeros(weight, {p.N, p.H, p.W, K}), meet = meeting_place<T>(call);
   const BackwardSteps steps{p.T, p.reverse, call.arguments.hx.has_value(), p.rows()};
-  // The convolution by the transposed rows of the weight, and of what.
-  const auto transposed = [&](int64_t first, int64_t count) {
-    return PreparedConvolution<T>(
-        call, {transposed_rows_of<T>(weight, first, count)}, K, K, library_rows(call, first, count, true));
-  };
   const auto of = [&](const PreparedConvolution<T>& U, const Tensor& d) {
     return U.of(p.N, {source<T>(data<const T>(d), d.size(4), d.size(4))});
   };
@@ -47,17 +42,17 @@ Tensor run_backwards(const Call& call, const Buffers& buffers, bool wants_hx) {
   T *d = data<T>(buffers.d), *hidden = data<T>(buffers.hidden), *const carried = data<T>(carry);
 
   if (p.cudnn) {
-    const PreparedConvolution<T> U = transposed(0, 3 * K);
+    PreparedConvolution<T> U(call, {0, 3 * K, true});
     const CudnnBackward<T> sequence{
         steps,
         {of(U, buffers.hidden)},
         {k, call.valid(0), grad_output, gates, previous, carried, d, hidden},
         data<unsigned>(meet)};
-    run(sequence, U, U, call.stream);
+    run(sequence, {&U}, call.stream);
     finish(U, sequence.convolutions[0]);
     return carry;
   }
-  const PreparedConvolution<T> U_rz = transposed(0, 2 * K), U_n = transposed(2 * K, K);
+  PreparedConvolution<T> U_rz(call, {0, 2 * K, true}), U_n(call, {2 * K, K, true});
   T* const rh = buffers.rh.has_value() ? data<T>(*buffers.rh) : nullptr;
   const GruRcnBackward<T> sequence{
       steps,
@@ -66,7 +61,7 @@ Tensor run_backwards(const Call& call, const Buffers& buffers, bool wants_hx) {
        data<T>(*buffers.hidden_n)},
       {k, gates, previous, carried, d, hidden, rh},
       data<unsigned>(meet)};
-  run(sequence, U_rz, U_n, call.stream);
+  run(sequence, {&U_rz, &U_n}, call.stream);
   finish(U_rz, sequence.convolutions[0]);
   return carry;
 }

@@ -72,10 +72,9 @@ std::tuple<Tensor, Tensor> forward(const Call& call, bool save_gates) {
       save_gates ? std::vector<int64_t>{p.T, p.N, p.H, p.W, width} : std::vector<int64_t>{0};
   if (p.all_rows() == 0) return {as_images<T>(call, outputs, channels_last), call.empty(gates_shape)};
 
-  const Optional first_rows = library_rows(call, 0, (p.cudnn ? 3 : 2) * K, false);
   // A single step convolves [x,h] at once, if that is left to us.
   const Optional& weight_ih = arguments.weight_ih;
-  const bool joined = p.T == 1 && !p.cudnn && !first_rows.has_value() && weight_ih.has_value() &&
+  const bool joined = p.T == 1 && !p.cudnn && !prefers_library(call) && weight_ih.has_value() &&
                       arguments.hx.has_value() && weight_ih->size(2) == weight_hh.size(2) &&
                       weight_ih->size(3) == weight_hh.size(3);
   const OutsideGates<T> outside(call, !joined);
@@ -85,7 +84,7 @@ std::tuple<Tensor, Tensor> forward(const Call& call, bool save_gates) {
   const int k = static_cast<int>(K);
 
   if (p.cudnn) {
-    const PreparedConvolution<T> U(call, {rows_of<T>(weight_hh, 0, 3 * K)}, 3 * K, 3 * K, first_rows);
+    PreparedConvolution<T> U(call, {0, 3 * K, false});
     const Tensor gates = call.empty(gates_shape);
     const CudnnForward<T> sequence{
         states.steps(p, outputs, outside.convolved_step(), p.rows() * width, outside.maps_step()),
@@ -93,7 +92,7 @@ std::tuple<Tensor, Tensor> forward(const Call& call, bool save_gates) {
         {k, outside.addends(), bias_hn<T>(call), has_a ? data<T>(*outside.convolved()) : nullptr,
          save_gates ? data<T>(gates) : nullptr, call.valid(0), nullptr, nullptr, nullptr},
         data<unsigned>(meet)};
-    run(sequence, U, U, call.stream);
+    run(sequence, {&U}, call.stream);
     return {as_images<T>(call, outputs, channels_last), gates};
   }
 
@@ -108,9 +107,8 @@ std::tuple<Tensor, Tensor> forward(const Call& call, bool save_gates) {
     x = valid_memory<T>(call, *arguments.input);
     sources.insert(sources.begin(), source(data<const T>(*x), x->size(4), x->size(4)));
   }
-  const PreparedConvolution<T> U_rz(call, parts, (joined ? 3 : 2) * K, 2 * K, first_rows);
-  const PreparedConvolution<T> U_n(
-      call, {rows_of<T>(weight_hh, 2 * K, K)}, K, K, library_rows(call, 2 * K, K, false));
+  PreparedConvolution<T> U_rz(call, {0, 2 * K, false}, parts, (joined ? 3 : 2) * K);
+  PreparedConvolution<T> U_n(call, {2 * K, K, false});
   const Tensor rh = call.empty({p.state_size()});
   const GruRcnForward<T> sequence{
       states.steps(p, outputs, all_a ? p.rows() * 3 * K : 0, 0, outside.maps_step()),
@@ -119,7 +117,7 @@ std::tuple<Tensor, Tensor> forward(const Call& call, bool save_gates) {
       {p.relu, k, outside.addends(), data<T>(a), has_a || joined, save_gates, call.valid(0), nullptr, nullptr,
        nullptr},
       data<unsigned>(meet)};
-  run(sequence, U_rz, U_n, call.stream);
+  run(sequence, {&U_rz, &U_n}, call.stream);
   return {
       as_images<T>(call, outputs, channels_last),
       save_gates ? stable::view(a, gates_shape) : call.empty(gates_shape)};
@@ -137,23 +135,23 @@ Tensor recomputed_gates(const Call& call, const Tensor& previous) {
   const Valid valid{nullptr, 0, 1};
   if (p.cudnn) {
     const Tensor gates = call.empty({p.T, p.N, p.H, p.W, 4 * p.K});
-    const PreparedConvolution<T> U(
-        call, {rows_of<T>(weight_hh, 0, 3 * K)}, 3 * K, 3 * K, library_rows(call, 0, 3 * K, false));
+    PreparedConvolution<T> U(call, {0, 3 * K, false});
     const CudnnStep<T> step{K, outside.addends(), bias_hn<T>(call), data_or_null<T>(a), data<T>(gates), valid,
                             h, nullptr,           nullptr};
+    U.prepare();
     U.run(Phase<T, CudnnStep<T>>{U.of(images, {source(h, K, K)}), false, step});
     return gates;
   }
   const Tensor gates = a.has_value() ? *a : call.empty({images, p.H, p.W, 3 * p.K});
   const Tensor rh = call.empty({p.all_rows() * K});
-  const PreparedConvolution<T> U_rz(
-      call, {rows_of<T>(weight_hh, 0, 2 * K)}, 2 * K, 2 * K, library_rows(call, 0, 2 * K, false));
-  const PreparedConvolution<T> U_n(
-      call, {rows_of<T>(weight_hh, 2 * K, K)}, K, K, library_rows(call, 2 * K, K, false));
+  PreparedConvolution<T> U_rz(call, {0, 2 * K, false});
+  PreparedConvolution<T> U_n(call, {2 * K, K, false});
   const ResetUpdate<T> reset_update{K, outside.addends(), data<T>(gates), a.has_value(), true,
                                     h, data<T>(rh)};
   const Candidate<T> candidate{p.relu, K, outside.addends(), data<T>(gates), a.has_value(), true,
                                valid,  h, nullptr,           nullptr};
+  U_rz.prepare();
+  U_n.prepare();
   U_rz.run(Phase<T, ResetUpdate<T>>{U_rz.of(images, {source(h, K, K)}), false, reset_update});
   U_n.run(Phase<T, Candidate<T>>{U_n.of(images, {source(data<const T>(rh), K, K)}), false, candidate});
   return gates;

@@ -58,12 +58,10 @@ CONVGRU_DEVICE Divided divided(int64_t number, int by) {
 template <class T>
 constexpr int kVector = kCopyBytes / static_cast<int>(sizeof(T));
 
-struct alignas(kCopyBytes) [[gnu::may_alias]] Words {
-  uint32_t at[kCopyBytes / sizeof(uint32_t)];
-};
-
-struct [[gnu::may_alias]] Pair {
-  uint32_t both;
+// So many bytes that are read or written at once.
+template <int kBytes>
+struct alignas(kBytes) [[gnu::may_alias]] Words {
+  uint32_t at[kBytes / 4];
 };
 
 // N neighbouring elements as memory has them; N is 1, or kVector<T> where the address is a multiple of
@@ -86,7 +84,7 @@ class Elements {
   }
 
  private:
-  using Raw = std::conditional_t<N == 1, T, Words>;
+  using Raw = std::conditional_t<N == 1, T, Words<kCopyBytes>>;
   Raw raw_{};
 };
 
@@ -97,7 +95,7 @@ CONVGRU_DEVICE void put(T* to, const compute_t<T> (&values)[N]) {
     *to = narrow<T>(values[0]);
     return;
   } else {
-    Words words;
+    Words<kCopyBytes> words;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       if constexpr (sizeof(T) == 2)
@@ -108,18 +106,7 @@ CONVGRU_DEVICE void put(T* to, const compute_t<T> (&values)[N]) {
       else
         words.at[i] = static_cast<uint32_t>(double_to_bits(values[i / 2]) >> 32 * (i % 2));
     }
-    *reinterpret_cast<Words*>(to) = words;
-  }
-}
-
-// Copies N elements of together at most 4 bytes, whose addresses are multiples of that.
-template <int N, class T>
-CONVGRU_DEVICE void copy_neighbours(T* to, const T* from) {
-  if constexpr (N == 1) {
-    *to = *from;
-  } else {
-    static_assert(N == 2 && sizeof(T) == 2);
-    *reinterpret_cast<Pair*>(to) = *reinterpret_cast<const Pair*>(from);
+    *reinterpret_cast<Words<kCopyBytes>*>(to) = words;
   }
 }
 

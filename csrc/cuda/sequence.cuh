@@ -14,7 +14,7 @@
 namespace convgru::cuda {
 
 // The tiles of one phase that belong to a block, and the weights for them.
-template <class T, class Config>
+template <class T, class Config, int kRingStages>
 class BlockTiles {
  public:
   // Rows before and after a tile that the taps reach.
@@ -70,7 +70,6 @@ class BlockTiles {
   }
 
  private:
-  static constexpr int kRingStages = 3;
   static constexpr int kPieceElements = kDepth<T> * Config::kStrideB;
   static constexpr int kDown = Config::Products::kDown;
 
@@ -145,7 +144,7 @@ CONVGRU_DEVICE auto* phase_in(void* shared, const Sequence& sequence) {
   return static_cast<Type*>(shared);
 }
 
-template <class T, class Config, class Sequence>
+template <class T, class Config, int kRingStages, class Sequence>
 __global__ void __launch_bounds__(Config::kThreads, 1) sequence_kernel(
     const __grid_constant__ Sequence sequence, int across_first, int across_second, int down) {
   constexpr int kLast = Sequence::kPhases - 1;
@@ -162,7 +161,7 @@ __global__ void __launch_bounds__(Config::kThreads, 1) sequence_kernel(
     else
       new (last) auto(sequence.template phase<kLast>(i));
   };
-  const BlockTiles<T, Config> tiles(
+  const BlockTiles<T, Config, kRingStages> tiles(
       sequence.convolutions[is_first ? 0 : kLast], is_first ? across_first : across_second,
       is_first ? block : block - first_blocks, down, reinterpret_cast<T*>(shared + kPhaseBytes));
   describe(0);
