@@ -315,17 +315,17 @@ struct PlainConfig : PlainTile<T, kColumns> {
   };
 };
 
-// The matrix units: four warps, kWarpsAcross of them side by side, share the sums. 16-bit elements, or floats
+// The matrix units: the warps, kWarpsAcross of them side by side, share the sums. 16-bit elements, or floats
 // of which the units read what TF32 has.
-template <class T, int kColumns>
-using MatrixTile = TileConfig<T, 64, kColumns, sizeof(T) == 2 ? 16 : 32, 6, 128>;
+template <class T, int kColumns, int kWarps>
+using MatrixTile = TileConfig<T, 64, kColumns, sizeof(T) == 2 ? 16 : 32, 6, 32 * kWarps>;
 
-template <class T, int kColumns, int kWarpsAcross = 2>
-struct MatrixConfig : MatrixTile<T, kColumns> {
-  using Tile = MatrixTile<T, kColumns>;
+template <class T, int kColumns, int kWarpsAcross = 2, int kWarps = 8>
+struct MatrixConfig : MatrixTile<T, kColumns, kWarps> {
+  using Tile = MatrixTile<T, kColumns, kWarps>;
 
   struct Products {
-    static constexpr int kWarpRows = Tile::kTileRows * kWarpsAcross / 4,
+    static constexpr int kWarpRows = Tile::kTileRows * kWarpsAcross / kWarps,
                          kWarpColumns = kColumns / kWarpsAcross;
     static constexpr int kDown = kWarpRows / 16, kAcross = kWarpColumns / 8;  // products of 16 x 8 sums
     static_assert(kAcross % 2 == 0);

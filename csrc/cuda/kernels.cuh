@@ -80,6 +80,11 @@ SequencePlan plan_sequence(const Sequence<T>& sequence) {
   return plan;
 }
 
+// Eight warps, or four where a tile's columns are too few for them.
+template <class T, int kTileColumns>
+using SequenceMatrixConfig = std::conditional_t<
+    kTileColumns % 32 == 0, MatrixConfig<T, kTileColumns>, MatrixConfig<T, kTileColumns, 1, 4>>;
+
 // Stages of the ring of pixels: many, if they fit, for the wait for the first of them is long.
 constexpr int kManyStages = 6, kFewStages = 3;
 
@@ -100,7 +105,7 @@ bool with_sequence_plan(const Sequence<T>& sequence, const F& f) {
   };
   if constexpr (sizeof(T) <= 4) {
     if (sizeof(T) == 2 || sequence.convolutions[0].tf32)
-      return try_config.template operator()<MatrixConfig<T, kTileColumns, 1>>();
+      return try_config.template operator()<SequenceMatrixConfig<T, kTileColumns>>();
   }
   if constexpr (sizeof(T) >= 4) return try_config.template operator()<PlainConfig<T, kTileColumns>>();
   return false;
