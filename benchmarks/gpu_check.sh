@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Everything that only a GPU can show, in stages; each stage alone by its name. Small files in $OUT.
-#   benchmarks/gpu_check.sh [build] [test] [sanitize] [bench] [tune] [profile]      no stage: all of them
-# Needs Python with a CUDA build of torch >= 2.11, nvcc, a GPU; no network, nothing installed.
+#   benchmarks/gpu_check.sh [build] [test] [errors] [sanitize] [bench] [triton] [profile] [tune] [compiled]
+# No stage: all but the last two, which take long. Needs Python with a CUDA build of torch >= 2.11, nvcc, a GPU;
+# no network, nothing installed.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python3}
@@ -10,50 +11,62 @@ mkdir -p "$OUT"
 export CONVGRU_FUSED_CUDA=1 PYTHONPATH=$PWD
 export TORCH_CUDA_ARCH_LIST=${TORCH_CUDA_ARCH_LIST:-$($PYTHON -c \
   'import torch; print("%d.%d" % torch.cuda.get_device_capability())')}
-# Some cases of every kernel, small enough for the sanitizer.
-SMALL=(tests/gpu -k "one-step or channels-of-16 or everything")
+LARGE=gru_rcn_pool2,gru_rcn_pool3,gru_rcn_pool4,gru_rcn_pool5
+ALL=$LARGE,gru_rcn_fc7,gru_rcn_stream,raft_sep,droid_update,matting_hd,matting_coarse,nowcast_fine,dgmr_top,long_small,tiny
+PYTEST="$PYTHON -m pytest -q -p no:cacheprovider"
+PARALLEL=$($PYTHON -c 'import xdist' 2>/dev/null && echo "-n $(( ($(nproc) + 1) / 2 ))")
+bench() { $PYTHON -m convgru_fused bench --device cuda --dtype bfloat16 --video none --plots "$OUT/plots" "$@"; }
 
-build() { MAX_JOBS=${MAX_JOBS:-$(nproc)} $PYTHON setup.py --quiet build_ext --inplace; }
-run_tests() { $PYTHON -m pytest -q -p no:cacheprovider tests/gpu; }
-sanitize() {
+run_build() { MAX_JOBS=${MAX_JOBS:-$(nproc)} $PYTHON setup.py --quiet build_ext --inplace; }
+run_test() { $PYTEST $PARALLEL tests/gpu; }
+# Of PyTorch and of the CUDA backend, against float64.
+run_errors() { $PYTHON -m convgru_fused.testing cuda eager cuda; }
+# Some cases of every kernel of the CUDA backend, small enough; the three tools beside each other.
+run_sanitize() {
   local tool failed=0
   for tool in memcheck racecheck synccheck; do
-    echo "$tool:"
-    compute-sanitizer --tool $tool --error-exitcode 1 --kernel-name regex:"convgru|_kernel" \
-      $PYTHON -m pytest -q -p no:cacheprovider "${SMALL[@]}" | tail -3
-    [[ ${PIPESTATUS[0]} == 0 ]] || failed=1
+    compute-sanitizer --tool $tool --error-exitcode 1 --kernel-name regex:convgru $PYTEST tests/gpu \
+      -k "cuda and kept and not reverse and (one-step-hx or channels-of-16-1x5 or everything)" \
+      >"$OUT/$tool.log" 2>&1 &
   done
+  for tool in memcheck racecheck synccheck; do wait -n || failed=1; done
+  tail -n 3 "$OUT"/{memcheck,racecheck,synccheck}.log
   return $failed
 }
+run_bench() {
+  bench --rows $ALL --backend cuda --graphs --peers eager,graphed --repetitions 6 --json "$OUT/bfloat16.json"
+}
+run_triton() {
+  $PYTHON benchmarks/gpu_warm.py bfloat16 4 $LARGE
+  bench --rows $LARGE --backend triton --peers graphed --repetitions 6 --json "$OUT/bfloat16-triton.json"
+}
+run_profile() {
+  local mode
+  for mode in forward train; do
+    $PYTHON benchmarks/gpu_kernels.py gru_rcn_pool3,gru_rcn_stream,matting_coarse,tiny --mode $mode --contenders cuda
+  done
+}
 # The Triton backend once more with tiles that are measured first; the tiles are left for convgru_fused/triton/tiles.py.
-tune() {
-  CONVGRU_FUSED_AUTOTUNE=1 CONVGRU_FUSED_CACHE="$OUT" $PYTHON -m convgru_fused bench --device cuda \
-    --dtype bfloat16 --rows gru_rcn_pool2,gru_rcn_pool3,gru_rcn_pool4,gru_rcn_stream --video none \
-    --backend triton --peers tuned --json "$OUT/bfloat16-tuned.json"
+run_tune() {
+  CONVGRU_FUSED_AUTOTUNE=1 CONVGRU_FUSED_CACHE="$OUT" bench --rows $LARGE,gru_rcn_stream \
+    --backend triton --peers graphed --json "$OUT/bfloat16-tuned.json"
 }
-bench() {
-  $PYTHON -m convgru_fused bench --device cuda --dtype bfloat16 --suite full --video none \
-    --backend cuda,triton --json "$OUT/bfloat16.json" --plots "$OUT/plots"
-}
-profile() {
-  ncu --set basic --kernel-name regex:convolve_kernel --launch-count 4 --csv \
-    $PYTHON -m convgru_fused bench --device cuda --dtype bfloat16 --rows gru_rcn_pool3 --video none \
-    --backend cuda --mode forward
+run_compiled() {
+  bench --rows gru_rcn_pool4,gru_rcn_stream,droid_update --backend cuda --peers tuned,compiled,graphed \
+    --json "$OUT/bfloat16-compiled.json"
 }
 
 status=0
-for stage in "${@:-build test sanitize bench tune profile}"; do
-  for name in $stage; do
-    start=$SECONDS
-    case $name in
-      test) run_tests ;;
-      build | sanitize | bench | tune | profile) $name ;;
-      *) echo "unknown stage $name" >&2; exit 2 ;;
-    esac >"$OUT/$name.log" 2>&1
-    code=$?
-    [[ $code == 0 ]] || status=1
-    echo "$name: exit $code, $((SECONDS - start)) s"
-    tail -15 "$OUT/$name.log"
-  done
+for stage in ${@:-build test errors sanitize bench triton profile}; do
+  start=$SECONDS
+  if ! declare -F "run_$stage" >/dev/null; then
+    echo "unknown stage $stage" >&2
+    exit 2
+  fi
+  "run_$stage" >"$OUT/$stage.log" 2>&1
+  code=$?
+  [[ $code == 0 ]] || status=1
+  echo "$stage: exit $code, $((SECONDS - start)) s"
+  tail -n 15 "$OUT/$stage.log"
 done
 exit $status

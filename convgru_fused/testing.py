@@ -7,8 +7,8 @@
     assert_gradients_close          all gradients, each judged so; parameters gate by gate
     TOLERANCES                      the one table of bounds, by dtype and quantity
 
-`python -m convgru_fused.testing [cpu|cuda]` measures the errors that the table comes from and prints them
-beside it.
+`python -m convgru_fused.testing [cpu|cuda [BACKEND ...]]` measures the errors that the table comes from and
+prints them beside it.
 """
 
 from __future__ import annotations
@@ -478,8 +478,9 @@ def _measure_sample(
     return {"output": measure(output, expected_output), "gradients": worst}
 
 
-def main(device: str) -> None:
-    """Prints the largest errors over all samples, by dtype, quantity and backend, and the table's bounds."""
+def main(device: str = "cpu", *names: str) -> None:
+    """Prints the largest errors over all samples, by dtype, quantity and backend (these, or all), and the
+    table's bounds."""
     torch.set_num_threads(1)  # the problems are small: more threads would wait for each other
     torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
     Runner = Callable[[Sample, torch.dtype], tuple[Tensor, Gradients]]
@@ -488,7 +489,8 @@ def main(device: str) -> None:
         runners: dict[str, Runner] = {
             name: partial(run, name, device=device)
             for name, backend in BACKENDS.items()
-            if not backend.unsupported_reasons(Problem(device, dtype, "gru-rcn", forward_ad=False))
+            if name in (names or BACKENDS)
+            and not backend.unsupported_reasons(Problem(device, dtype, "gru-rcn", forward_ad=False))
         }
         # The hand-derived backward is there to be compared with in float64 and rounds more often in others.
         is_exact = dtype == torch.float64 and device == "cpu"
@@ -504,4 +506,4 @@ def main(device: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1] if sys.argv[1:] else "cpu")
+    main(*sys.argv[1:])

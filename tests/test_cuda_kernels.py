@@ -159,9 +159,7 @@ def test_gradients_from_recomputed_gates(backend, resident_blocks, dtype, sample
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("save_gates", [True, False], ids=["kept", "recomputed"])
 def test_convolutions_by_library(backend, dtype, sample, save_gates):
-    output, gradients = run(
-        backend(resident_blocks=0, by_library=True), sample, dtype, save_gates=save_gates
-    )
+    output, gradients = run(backend(resident_blocks=0, by_library=True), sample, dtype, save_gates=save_gates)
     expected_output, expected_gradients = reference(sample, dtype)
     assert_close_to_reference(output, expected_output)
     assert_gradients_close(gradients, expected_gradients)

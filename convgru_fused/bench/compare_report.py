@@ -20,7 +20,9 @@ def show(a: Document, b: Document, names: tuple[str, str], out: Console) -> None
     for change in changes:
         ratio = "" if change.ratio is None else f"{change.ratio:.2f}"
         verdict = Text(change.verdict, style=_STYLES.get(change.verdict, "dim"))
-        result.add_row(*map(Text, change.key), time_and_spread(change.a), time_and_spread(change.b), ratio, verdict)
+        result.add_row(
+            *map(Text, change.key), time_and_spread(change.a), time_and_spread(change.b), ratio, verdict
+        )
     out.print(result)
     kinds = ("faster", "slower", "same", "only in A", "only in B")
     counts = (f"{sum(change.verdict == kind for change in changes)} {kind}" for kind in kinds)

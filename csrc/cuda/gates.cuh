@@ -102,7 +102,7 @@ CONVGRU_DEVICE void apply(
     return;
   }
 #pragma unroll
-  for (int i = 0; i < N; ++i) c[i] = sigmoid(c[i] + with.sum[i]);
+  for (int i = 0; i < N; ++i) c[i] = sigmoid_of<T>(c[i] + with.sum[i]);
   if (channel >= args.K || args.keep) put<N>(place, c);
   if (channel >= args.K) return;
 #pragma unroll
@@ -133,7 +133,7 @@ CONVGRU_DEVICE void apply(
     const Candidate<T>& args, int64_t row, int channel, const Operands<Candidate<T>, N>& with,
     compute_t<T> (&c)[N]) {
 #pragma unroll
-  for (int i = 0; i < N; ++i) c[i] = args.relu ? relu(c[i] + with.sum[i]) : tanh(c[i] + with.sum[i]);
+  for (int i = 0; i < N; ++i) c[i] = args.relu ? relu(c[i] + with.sum[i]) : tanh_of<T>(c[i] + with.sum[i]);
   if (args.keep) put<N>(args.a + row * 3 * args.K + 2 * args.K + channel, c);
   if (args.state == nullptr) return;
 #pragma unroll
@@ -169,10 +169,10 @@ CONVGRU_DEVICE void apply(
   compute_t<T> n[N];
 #pragma unroll
   for (int i = 0; i < N; ++i) {
-    r[i] = sigmoid(with.sum[0][i] + r[i]);
-    z[i] = sigmoid(with.sum[1][i] + z[i]);
+    r[i] = sigmoid_of<T>(with.sum[0][i] + r[i]);
+    z[i] = sigmoid_of<T>(with.sum[1][i] + z[i]);
     q[i] += with.b[i];
-    n[i] = tanh(with.sum[2][i] + r[i] * q[i]);
+    n[i] = tanh_of<T>(with.sum[2][i] + r[i] * q[i]);
   }
   if (args.gates != nullptr) {
     T* gates = args.gates + row * 4 * args.K + hidden;

@@ -1,6 +1,7 @@
 // Every instruction that C++ has no word for, one function each: PTX on a GPU (sm_80 and later), its twin of
 // tests/cuda_on_host on a CPU. Nothing else in the kernels knows the difference.
 #pragma once
+#include <cmath>
 #include <cstdint>
 
 namespace convgru::cuda {
@@ -48,6 +49,12 @@ inline uint32_t float_to_bits(float value) {
   uint32_t bits;
   memcpy(&bits, &value, sizeof bits);
   return bits;
+}
+inline float fast_exp2(float x) {
+  return exp2f(x);
+}
+inline float fast_reciprocal(float x) {
+  return 1 / x;
 }
 inline double bits_to_double(uint64_t bits) {
   double value;
@@ -157,6 +164,17 @@ __device__ __forceinline__ float bits_to_float(uint32_t bits) {
 }
 __device__ __forceinline__ uint32_t float_to_bits(float value) {
   return __float_as_uint(value);
+}
+// 2^x and 1/x within two units of the last place.
+__device__ __forceinline__ float fast_exp2(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+__device__ __forceinline__ float fast_reciprocal(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
 }
 __device__ __forceinline__ double bits_to_double(uint64_t bits) {
   return __longlong_as_double(static_cast<long long>(bits));

@@ -41,6 +41,26 @@ CONVGRU_DEVICE T narrow(compute_t<T> x) {
   }
 }
 
+// sigmoid and tanh as exactly as T can tell: in 16 bits an absolute error of 1e-7 is nothing, and a fourth of
+// the instructions are enough for it.
+template <class T>
+CONVGRU_DEVICE compute_t<T> sigmoid_of(compute_t<T> x) {
+  if constexpr (sizeof(T) == 2) {
+    constexpr float kLog2E = 1.44269504f;
+    return fast_reciprocal(1 + fast_exp2(-kLog2E * x));
+  } else {
+    return sigmoid(x);
+  }
+}
+template <class T>
+CONVGRU_DEVICE compute_t<T> tanh_of(compute_t<T> x) {
+  if constexpr (sizeof(T) == 2) {
+    return 2 * sigmoid_of<T>(2 * x) - 1;
+  } else {
+    return tanh(x);
+  }
+}
+
 struct Divided {
   int64_t quotient;
   int remainder;

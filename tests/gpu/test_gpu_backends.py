@@ -1,6 +1,8 @@
 """The CUDA and the Triton backend on a GPU: what only a GPU can show. Skipped without one
 (benchmarks/gpu_check.sh)."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from test_relu import check_operators
@@ -20,6 +22,9 @@ from convgru_fused.testing import (
 NAMES = [name for name in ("cuda", "triton") if not BACKENDS[name].missing()]
 if not torch.cuda.is_available() or not NAMES:
     pytest.skip("no GPU, or no kernels for one", allow_module_level=True)
+# The gradients of weights are PyTorch's. An element was off by up to 1.42e-5 of the largest on an H100 (torch
+# 2.11.0, cuDNN 9.19): with `TOLERANCES`' margin of 4.
+FP32 = replace(TOLERANCES[torch.float32, "gradients"], elementwise=4 * 1.42e-5)
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -51,7 +56,7 @@ def test_output_and_gradients(gpu_backend, dtype, sample, save_gates):
     expected_output, expected_gradients = reference(sample, dtype)
     assert output.is_cuda and output.dtype == dtype
     assert_close_to_reference(output, expected_output)
-    assert_gradients_close(gradients, expected_gradients)
+    assert_gradients_close(gradients, expected_gradients, tolerance=FP32 if dtype == torch.float32 else None)
 
 
 @pytest.mark.parametrize("sample", list(sample_inputs(variants=["gru-rcn-relu"])), ids=str)
