@@ -164,9 +164,9 @@ class TileEpilogue {
   static constexpr int kChannels = Config::kTileColumns / kGates;  // of a tile
   static constexpr int kVectors = Config::kTileRows * kChannels / kVector<T> / Config::kThreads;
   static_assert(kVectors * kVector<T> * Config::kThreads == Config::kTileRows * kChannels);
-  // Of these so many are fetched before there are sums: 64 registers of them.
+  // Of these so many are fetched before there are sums: 40 registers of them.
   static constexpr int kBytes = sizeof(Operands<Epilogue, kVector<T>>);
-  static constexpr int kAhead = 256 / kBytes < kVectors ? 256 / kBytes : kVectors;
+  static constexpr int kAhead = 160 / kBytes < kVectors ? 160 / kBytes : kVectors;
 
   // The j-th vector of N channels of this thread.
   template <int N>
@@ -229,7 +229,7 @@ class TileEpilogue {
 };
 
 template <class T, class Config, class Epilogue>
-__global__ void __launch_bounds__(Config::kThreads)
+__global__ void __launch_bounds__(Config::kThreads, 1)
     convolve_kernel(const __grid_constant__ Convolution<T> conv, const __grid_constant__ Epilogue epilogue) {
   T* const stages = reinterpret_cast<T*>(dynamic_shared());
   const int64_t first_row = int64_t{blockIdx.x} * Config::kTileRows;

@@ -85,7 +85,7 @@ template <class T, int kTileColumns>
 using SequenceMatrixConfig = std::conditional_t<
     kTileColumns % 32 == 0, MatrixConfig<T, kTileColumns>, MatrixConfig<T, kTileColumns, 1, 4>>;
 
-// Stages of the ring of pixels: many, if they fit, for the wait for the first of them is long.
+// Stages of the ring of pixels: many in 16 bits, if they fit, for the wait for the first of them is long.
 constexpr int kManyStages = 6, kFewStages = 3;
 
 // Calls f with a type that says how, and the plan, if the sequence can be one kernel.
@@ -100,8 +100,9 @@ bool with_sequence_plan(const Sequence<T>& sequence, const F& f) {
     return true;
   };
   const auto try_config = [&]<class Config>() {
-    return try_stages.template operator()<Config, kManyStages>() ||
-           try_stages.template operator()<Config, kFewStages>();
+    if constexpr (sizeof(T) == 2)
+      if (try_stages.template operator()<Config, kManyStages>()) return true;
+    return try_stages.template operator()<Config, kFewStages>();
   };
   if constexpr (sizeof(T) <= 4) {
     if (sizeof(T) == 2 || sequence.convolutions[0].tf32)

@@ -128,7 +128,6 @@ Tensor recomputed_gates(const Call& call, const Tensor& previous) {
   const Problem& p = call.p;
   const int K = static_cast<int>(p.K);
   const int64_t images = p.T * p.N;
-  const Tensor& weight_hh = call.weight_hh();
   const OutsideGates<T> outside(call, true);
   const T* h = data<const T>(previous);
   const Optional& a = outside.convolved();
