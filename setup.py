@@ -31,7 +31,7 @@ if os.environ.get("CONVGRU_FUSED_SANITIZE"):
     COMPILE_FLAGS += [*LINK_FLAGS, "-fno-omit-frame-pointer", "-fno-sanitize-recover=undefined", "-O1", "-g1"]
 
 
-# The kernels for GPUs, for those who ask: they have been run on the CPU only (docs/cuda.md).
+# The kernels for GPUs, for those who ask: they need nvcc and minutes (docs/cuda.md).
 WITH_CUDA = os.environ.get("CONVGRU_FUSED_CUDA") == "1"
 NVCC_FLAGS = ["-std=c++20", "-O3", "--expt-relaxed-constexpr"]
 

@@ -25,7 +25,7 @@ run_errors() { $PYTHON -m convgru_fused.testing cuda eager cuda; }
 run_sanitize() {
   local tool failed=0
   for tool in memcheck racecheck synccheck; do
-    compute-sanitizer --tool $tool --error-exitcode 1 --kernel-name regex:convgru $PYTEST tests/gpu \
+    compute-sanitizer --tool $tool --error-exitcode 1 --kernel-name kns=convgru $PYTEST tests/gpu \
       -k "cuda and kept and not reverse and (one-step-hx or channels-of-16-1x5 or everything)" \
       >"$OUT/$tool.log" 2>&1 &
   done
