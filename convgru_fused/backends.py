@@ -103,8 +103,8 @@ BACKENDS: dict[str, Backend] = {
             refused=lambda problem: [],
             conv_gru=_eager_conv_gru,
         ),
-        # Behind the one that can run everything, so on request only: where both were timed, on an H100, the backend
-        # "cuda" is faster (docs/triton.md).
+        # Behind the one that can run everything, so on request only: where both were timed, on an H100, the
+        # backend "cuda" is faster (docs/triton.md).
         Backend(
             name="triton",
             description="Triton kernels, one operator for a whole sequence; on request",

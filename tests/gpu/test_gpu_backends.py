@@ -22,9 +22,9 @@ from convgru_fused.testing import (
 NAMES = [name for name in ("cuda", "triton") if not BACKENDS[name].missing()]
 if not torch.cuda.is_available() or not NAMES:
     pytest.skip("no GPU, or no kernels for one", allow_module_level=True)
-# An element of a weight's gradient, which is PyTorch's convolution's, was off by up to 1.42e-5 of the largest on an
-# H100 (torch 2.11.0, cuDNN 9.19; plain PyTorch's by 8.5e-6: `python -m convgru_fused.testing cuda eager cuda`). The
-# margin is that of `TOLERANCES`, 4.
+# An element of a weight's gradient, which PyTorch's convolution computes, was off by up to 1.42e-5 of the
+# largest on an H100 (torch 2.11.0, cuDNN 9.19; plain PyTorch's by 8.5e-6: `python -m convgru_fused.testing
+# cuda eager cuda`). The margin is that of `TOLERANCES`, 4.
 FP32 = replace(TOLERANCES[torch.float32, "gradients"], elementwise=4 * 1.42e-5)
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
