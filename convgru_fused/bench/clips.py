@@ -6,11 +6,12 @@ import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+
+from convgru_fused.data.decoding import probe, read_frames
+from convgru_fused.data.video_clips import equally_spaced, resized
 
 FRAMES = 10  # of a clip, as in Ballas et al. 2016
 IMAGE = 224  # rows and columns of a frame, the size VGG-16 was made for
@@ -53,55 +54,28 @@ def read_clips(path: Path, count: int) -> Clips:
     Raises ValueError naming the file, what was expected and what came if it cannot be decoded or has fewer
     than FRAMES frames, or if count < 1.
     """
-    import av  # here and not above: only this function needs the decoder
-
     if count < 1:
         raise ValueError(f"clips: expected at least 1, got {count}")
     began = perf_counter()
-    try:
-        total = _count(av, path)
-        if total < FRAMES:
-            raise ValueError(f"{path}: expected a video of at least {FRAMES} frames, got {total}")
-        starts = clip_starts(total, count)
-        wanted = {start + offset for start in starts for offset in range(FRAMES)}
-        decoded = {}
-        with av.open(str(path)) as container:
-            stream = container.streams.video[0]
-            stream.thread_type = "AUTO"
-            rate = stream.average_rate
-            for index, frame in zip(range(max(wanted) + 1), container.decode(stream), strict=False):
-                size = (frame.width, frame.height)
-                if index in wanted:
-                    decoded[index] = _normalised(torch.from_numpy(frame.to_ndarray(format="rgb24")))
-    except (av.FFmpegError, OSError) as error:
-        raise ValueError(
-            f"{path}: expected a video that FFmpeg can decode, got: {error.strerror or error}"
-        ) from None
+    info = probe(path)
+    if info.frames < FRAMES:
+        raise ValueError(f"{path}: expected a video of at least {FRAMES} frames, got {info.frames}")
+    starts = clip_starts(info.frames, count)
+    wanted = sorted({start + offset for start in starts for offset in range(FRAMES)})
+    decoded = dict(zip(wanted, map(_normalised, read_frames(path, wanted)), strict=True))
     clips = torch.stack(
         [torch.stack([decoded[start + offset] for offset in range(FRAMES)]) for start in starts]
     )
-    return Clips(path, clips, starts, total, *size, float(rate) if rate else None, perf_counter() - began)
+    seconds = perf_counter() - began
+    return Clips(path, clips, starts, info.frames, info.width, info.height, info.rate, seconds)
 
 
 def clip_starts(total: int, count: int) -> tuple[int, ...]:
     """The first frames of `count` clips, equally spaced over `total` frames."""
-    last = total - FRAMES
-    return tuple(round(last * index / (count - 1)) if count > 1 else last // 2 for index in range(count))
-
-
-def _count(av: Any, path: Path) -> int:
-    """Frames that decode. Headers lie and files are cut off, so this decodes them all, which is quick."""
-    with av.open(str(path)) as container:
-        if not container.streams.video:
-            kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "nothing"
-            raise ValueError(f"{path}: expected a video stream, got {kinds}")
-        stream = container.streams.video[0]
-        stream.thread_type = "AUTO"
-        return sum(1 for _ in container.decode(stream))
+    return equally_spaced(total - FRAMES, count)
 
 
 def _normalised(image: Tensor) -> Tensor:
-    """(H,W,3) bytes -> (3,IMAGE,IMAGE) with ImageNet's mean and deviation taken out."""
-    x = image.permute(2, 0, 1)[None].float() / 255
-    x = F.interpolate(x, (IMAGE, IMAGE), mode="bilinear", antialias=True, align_corners=False)[0]
+    """Bytes (3,H,W) -> (3,IMAGE,IMAGE) with ImageNet's mean and deviation taken out."""
+    x = resized(image[None].float() / 255, (IMAGE, IMAGE))[0]
     return (x - torch.tensor(_MEAN)[:, None, None]) / torch.tensor(_STD)[:, None, None]

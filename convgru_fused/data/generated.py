@@ -58,15 +58,13 @@ class GeneratedTask(Dataset[tuple[Tensor, int]]):
         index = operator.index(index)
         if not 0 <= index < self.length:
             raise IndexError(f"index: expected 0 to {self.length - 1}, got {index}")
-        # torch's CPU generator reads 32 bits of its seed, so both numbers are mixed into that many.
-        digest = hashlib.blake2b(f"{self.seed},{index}".encode(), digest_size=4).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest, "little"))
+        generator = generator_of(self.seed, index)
         label = index % self.num_classes
         clip = self.draw(label, generator)
         if self.order == "reversed":
             return self.reverse(clip), self.reversed_label(label)
         if self.order == "shuffled":
-            clip = clip[_shuffle(self.frames, generator)]
+            clip = clip[shuffle(self.frames, generator)]
         return clip, label
 
     def draw(self, label: int, generator: torch.Generator) -> Tensor:
@@ -82,7 +80,14 @@ class GeneratedTask(Dataset[tuple[Tensor, int]]):
         raise NotImplementedError
 
 
-def _shuffle(frames: int, generator: torch.Generator) -> Tensor:
+def generator_of(seed: int, index: int) -> torch.Generator:
+    """Of the random numbers of one item."""
+    # torch's CPU generator reads 32 bits of its seed, so both numbers are mixed into that many.
+    digest = hashlib.blake2b(f"{seed},{index}".encode(), digest_size=4).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little"))
+
+
+def shuffle(frames: int, generator: torch.Generator) -> Tensor:
     """A permutation that leaves no two neighbours beside each other, by trial: one in seven does. With fewer
     than four frames there is none, and any will do."""
     while True:

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from convgru_fused.data import EventOrder, GeneratedTask, LimitedLifetimeDots, PathTracker
+from convgru_fused.checks import check_choice
+from convgru_fused.data import (
+    CheckedVideos,
+    EventOrder,
+    GeneratedTask,
+    LimitedLifetimeDots,
+    PathTracker,
+    TestClips,
+    VideoClips,
+    check_videos,
+    hmdb51,
+    ucf101,
+    video_folder,
+)
 from convgru_fused.models import (
     C3D,
     GRURCN,
@@ -20,10 +35,68 @@ from convgru_fused.models import (
 )
 from convgru_fused.models.vgg import small_vgg
 
-TASKS: dict[str, Callable[..., GeneratedTask]] = {
-    "dots": LimitedLifetimeDots,
-    "events": EventOrder,
-    "paths": PathTracker,
+Clips = GeneratedTask | VideoClips | TestClips
+LAYOUTS = ("folder", "ucf101", "hmdb51")
+
+
+def _generated(kind: Callable[..., GeneratedTask]) -> Callable[..., Clips]:
+    def make(length: int, seed: int, test: bool = False, **options: Any) -> Clips:
+        del test  # its clips differ by their seed
+        return kind(length, seed, **options)
+
+    return make
+
+
+@cache
+def _checked(
+    root: str, splits: str, layout: str, split: int, train: bool, frames: int, on_error: str
+) -> CheckedVideos:
+    check_choice("layout", layout, LAYOUTS)
+    if layout == "folder":
+        videos = video_folder(Path(root) / ("train" if train else "test"))
+    else:
+        videos = {"ucf101": ucf101, "hmdb51": hmdb51}[layout](root, splits, split, train)
+    return check_videos(videos, frames, on_error=on_error)
+
+
+def videos(
+    length: int,
+    seed: int,
+    test: bool = False,
+    order: str = "forward",
+    *,
+    root: str,
+    splits: str = "",
+    layout: str = "folder",
+    split: int = 1,
+    frames: int = 10,
+    size: Sequence[int] = (32, 32),
+    on_error: str = "raise",
+    clips: int = 3,
+) -> Clips:
+    """Clips of video files.
+
+    Args:
+        length, seed: of the training clips; the test has every test video.
+        root: the folder of the videos: of layout "folder" with train/CLASS/FILE and test/CLASS/FILE, else
+            CLASS/FILE.
+        splits: the folder of the official lists of the layouts "ucf101" and "hmdb51".
+        split: 1, 2 or 3 of them.
+        frames, size: T and (H,W) of a clip.
+        on_error: "raise" or "skip", for files that cannot be used.
+        clips: of a test video, whose scores are averaged.
+    """
+    checked = _checked(root, splits, layout, split, not test, frames, on_error)
+    if test:
+        return TestClips(checked, frames=frames, size=size, clips=clips, ten_crops=False, order=order)
+    return VideoClips(checked, length, seed, frames=frames, size=size, order=order)
+
+
+TASKS: dict[str, Callable[..., Clips]] = {
+    "dots": _generated(LimitedLifetimeDots),
+    "events": _generated(EventOrder),
+    "paths": _generated(PathTracker),
+    "videos": videos,
 }
 
 # Where frames have 32x32 pixels, pool1 has what the paper's pool2 has of 224x224: places.

@@ -1,8 +1,8 @@
 """One run: a family trained on a task from a seed, saved now and then, resumed where it stopped.
 
-Step s trains on clips s*batch_size to (s+1)*batch_size - 1 of the task, which are made when they are asked
-for, so no clip is seen twice. Everything that a step does follows from the run and the step: a run that is
-killed and resumed ends with the bits of one that was not.
+Step s trains on clips s*batch_size to (s+1)*batch_size - 1 of the task, which are made or cut out when they
+are asked for: of a generated task no clip is seen twice. Everything that a step does follows from the run and
+the step: a run that is killed and resumed ends with the bits of one that was not.
 """
 
 from __future__ import annotations
@@ -20,10 +20,9 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Subset
 
 from convgru_fused.checks import check_choice, check_int, check_number
-from convgru_fused.data import GeneratedTask
 from convgru_fused.files import replace_file
 
-from .catalogue import FAMILIES, TASKS
+from .catalogue import FAMILIES, TASKS, Clips
 from .processes import Processes
 
 ALONE = Processes()
@@ -59,9 +58,9 @@ class Run:
         for name in ("learning_rate", "weight_decay", "clip_norm"):
             check_number(name, getattr(self, name), 0)
 
-    def clips(self, length: int, test: bool = False, **options: Any) -> GeneratedTask:
+    def clips(self, length: int, test: bool = False, **options: Any) -> Clips:
         seed = self.seed + (_TEST_SEEDS if test else 0)
-        return TASKS[self.task](length, seed, **{**self.task_options, **options})
+        return TASKS[self.task](length, seed, test, **{**self.task_options, **options})
 
     def model(self) -> nn.Module:
         """With the weights that the run starts from."""
@@ -94,7 +93,7 @@ class Result:
 
 
 def _batches(
-    clips: GeneratedTask, first: int, run: Run, workers: int, processes: Processes
+    clips: Clips, first: int, run: Run, workers: int, processes: Processes
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """This process's part of every step's batch."""
     size = run.batch_size // processes.size
@@ -104,14 +103,17 @@ def _batches(
     yield from DataLoader(rest, size, num_workers=workers, generator=torch.Generator())
 
 
-def evaluate(model: nn.Module, clips: GeneratedTask, batch_size: int = 64, device: Any = "cpu") -> float:
-    """The part of the clips that a model gets right."""
+def evaluate(model: nn.Module, clips: Clips, batch_size: int = 64, device: Any = "cpu") -> float:
+    """The part of the clips that a model gets right; of videos, by the mean probabilities of their clips."""
     was_training = model.training
     model.eval()
     right = 0
     with torch.inference_mode():
         for clip, label in DataLoader(clips, batch_size, generator=torch.Generator()):
-            right += int((model(clip.to(device)).argmax(1).cpu() == label).sum())
+            parts = clip.size(1) if clip.dim() == 6 else 1
+            scores = model(clip.reshape(-1, *clip.shape[-4:]).to(device))
+            probabilities = scores.float().exp().unflatten(0, (-1, parts)).mean(1)
+            right += int((probabilities.argmax(1).cpu() == label).sum())
     model.train(was_training)
     return right / len(clips)
 

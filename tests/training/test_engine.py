@@ -69,8 +69,8 @@ def test_workers_change_nothing(tmp_path):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("task", TASKS)
-def test_every_family_on_every_task(family, task, tmp_path):
+@pytest.mark.parametrize("task", [name for name in TASKS if name != "videos"])  # tests/data has that
+def test_every_family_on_every_generated_task(family, task, tmp_path):
     options = {"events": {"gap": 2}, "paths": {"frames": 16}, "dots": {"frames": 16}}[task]
     run = Run(family, task, steps=2, batch_size=2, test_clips=2, task_options=options)
     result = train(run, tmp_path)
@@ -126,7 +126,11 @@ def test_rate():
 
 BAD = {
     "family": (dict(family="gru"), ValueError, "family: expected one of 'single_frame', .* got 'gru'"),
-    "task": (dict(task="chess"), ValueError, "task: expected one of 'dots', 'events', 'paths', got 'chess'"),
+    "task": (
+        dict(task="chess"),
+        ValueError,
+        "task: expected one of 'dots', .* got 'chess'",
+    ),
     "steps": (dict(steps=0), ValueError, "steps: expected at least 1, got 0"),
     "seed": (dict(seed=-1), ValueError, "seed: expected at least 0"),
     "batch": (dict(batch_size=2.5), TypeError, "batch_size: expected an int, got float"),
