@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from convgru_fused.checks import check_bool, check_int
+from convgru_fused.checks import check_bool, check_int, check_names
 
 EXTENSIONS = (".avi", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
 
@@ -30,10 +30,22 @@ class VideoList:
         return len(self.files)
 
 
-def video_folder(root: Path | str) -> VideoList:
-    """Videos in one folder for each class, root/CLASS/**/FILE. Raises ValueError if there is none."""
+def video_folder(root: Path | str, classes: Sequence[str] | None = None) -> VideoList:
+    """Videos in one folder for each class, root/CLASS/**/FILE.
+
+    Args:
+        root: the folder.
+        classes: that there are, in their order: those of the training videos, for the test videos. None: the
+            folders' names, sorted.
+
+    Raises ValueError if there is no video, or a folder that is no class.
+    """
     root = _folder("root", root)
-    classes = sorted(folder.name for folder in root.iterdir() if folder.is_dir())
+    folders = sorted(folder.name for folder in root.iterdir() if folder.is_dir())
+    classes = folders if classes is None else check_names("classes", classes)
+    for name in folders:
+        if name not in classes:
+            raise ValueError(f"{root / name}: expected a class among {', '.join(classes)}, got another")
     found = [
         (file, label)
         for label, name in enumerate(classes)

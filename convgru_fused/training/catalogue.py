@@ -53,7 +53,9 @@ def _checked(
 ) -> CheckedVideos:
     check_choice("layout", layout, LAYOUTS)
     if layout == "folder":
-        videos = video_folder(Path(root) / ("train" if train else "test"))
+        videos = video_folder(Path(root) / "train")
+        if not train:
+            videos = video_folder(Path(root) / "test", videos.classes)
     else:
         videos = {"ucf101": ucf101, "hmdb51": hmdb51}[layout](root, splits, split, train)
     return check_videos(videos, frames, on_error=on_error)

@@ -204,6 +204,15 @@ def test_hmdb51(root, tmp_path):
         hmdb51(root, tmp_path)
 
 
+def test_classes_of_a_folder(root, tmp_path):
+    """Test videos have the numbers that their classes have in training."""
+    (tmp_path / "Right").symlink_to(root / "Right")
+    assert video_folder(tmp_path).labels == (0, 0, 0, 0)
+    assert video_folder(tmp_path, CLASSES).labels == (1, 1, 1, 1)
+    with pytest.raises(ValueError, match="Right: expected a class among Left, Up, got another"):
+        video_folder(tmp_path, ("Left", "Up"))
+
+
 def test_folders_that_are_wrong(root, tmp_path):
     with pytest.raises(ValueError, match="root: expected a folder"):
         video_folder(tmp_path / "nowhere")
