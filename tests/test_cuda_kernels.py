@@ -145,10 +145,14 @@ def samples(*cases):
     "sample", samples("kernel-3x5", "channels-of-16", "no-input", "one-step-hx"), ids=str
 )
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("resident_blocks", [0, 24])
-def test_gradients_from_recomputed_gates(backend, resident_blocks, dtype, sample):
+@pytest.mark.parametrize(
+    "how",
+    [{"resident_blocks": 0}, {"resident_blocks": 24}, {"resident_blocks": 0, "by_library": True}],
+    ids=["kernels", "one-kernel", "library"],
+)
+def test_gradients_from_recomputed_gates(backend, how, dtype, sample):
     """Every kernel but those of TF32 is in here: `make sanitize` runs it."""
-    backend_on_host = backend(resident_blocks=resident_blocks)
+    backend_on_host = backend(**how)
     output, gradients = run(backend_on_host, sample, dtype, save_gates=False)
     expected_output, expected_gradients = reference(sample, dtype)
     assert_close_to_reference(output, expected_output)
@@ -156,10 +160,9 @@ def test_gradients_from_recomputed_gates(backend, resident_blocks, dtype, sample
 
 
 @pytest.mark.parametrize("sample", list(sample_inputs()), ids=str)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("save_gates", [True, False], ids=["kept", "recomputed"])
-def test_convolutions_by_library(backend, dtype, sample, save_gates):
-    output, gradients = run(backend(resident_blocks=0, by_library=True), sample, dtype, save_gates=save_gates)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_convolutions_by_library(backend, dtype, sample):
+    output, gradients = run(backend(resident_blocks=0, by_library=True), sample, dtype)
     expected_output, expected_gradients = reference(sample, dtype)
     assert_close_to_reference(output, expected_output)
     assert_gradients_close(gradients, expected_gradients)
