@@ -1,6 +1,6 @@
 """Data for the video models."""
 
-from .flow import FlowCache, FlowClips, optical_flow
+from .flow import FlowCache, FlowClips, WithFlow, optical_flow
 from .folders import VideoList, hmdb51, ucf101, video_folder
 from .generated import GeneratedTask
 from .tasks import EventOrder, LimitedLifetimeDots, PathTracker
@@ -17,6 +17,7 @@ __all__ = [
     "TestClips",
     "VideoClips",
     "VideoList",
+    "WithFlow",
     "check_videos",
     "hmdb51",
     "optical_flow",

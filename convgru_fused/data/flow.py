@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from convgru_fused.checks import check_choice, check_int
 from convgru_fused.files import replace_file
@@ -46,7 +47,12 @@ def optical_flow(frames: Tensor, method: str = "dis") -> Tensor:
     else:
         flow = cv2.optflow.DualTVL1OpticalFlow_create()
     grey = [cv2.cvtColor(frame.permute(1, 2, 0).numpy(), cv2.COLOR_RGB2GRAY) for frame in frames]
-    fields = [flow.calc(a, b, None) for a, b in zip(grey, grey[1:], strict=False)]
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(1)  # its threads do not survive the fork of a loader's workers
+    try:
+        fields = [flow.calc(a, b, None) for a, b in zip(grey, grey[1:], strict=False)]
+    finally:
+        cv2.setNumThreads(threads)
     return torch.stack([torch.from_numpy(field).permute(2, 0, 1) for field in fields]).float()
 
 
@@ -63,6 +69,31 @@ def from_bytes(quantised: Tensor, ranges: Tensor) -> Tensor:
     """The inverse of `to_bytes`, to within half a step: a 510th of each field's range."""
     low, high = (side.view(-1, 1, 1, 1) for side in ranges.unbind(1))
     return low + quantised.float() * ((high - low) / 255)
+
+
+class WithFlow(Dataset[tuple[tuple[Tensor, Tensor], int]]):
+    """Clips with the flow between their frames, computed from what is shown: after cutting, in their order.
+
+    Item i is ((...,T,C,H,W), (...,T-1,2,H,W)) and the label; C is 1 or 3.
+
+    Args:
+        clips: a dataset of clips (...,T,C,H,W), floats in 0..1, and labels.
+        method: as in `optical_flow`.
+    """
+
+    def __init__(self, clips: Dataset[tuple[Tensor, int]], method: str = "dis") -> None:
+        check_choice("method", method, METHODS)
+        self.clips, self.method = clips, method
+
+    def __len__(self) -> int:
+        return len(self.clips)  # type: ignore[arg-type]
+
+    def __getitem__(self, index: int) -> tuple[tuple[Tensor, Tensor], int]:
+        clip, label = self.clips[index]
+        T, _, H, W = clip.shape[-4:]
+        frames = (clip * 255).round().to(torch.uint8).expand(*clip.shape[:-3], 3, H, W)
+        fields = [optical_flow(frames, self.method) for frames in frames.reshape(-1, T, 3, H, W)]
+        return (clip, torch.stack(fields).view(*clip.shape[:-4], T - 1, 2, H, W)), label
 
 
 class FlowCache:

@@ -18,6 +18,7 @@ from convgru_fused.data import (
     PathTracker,
     TestClips,
     VideoClips,
+    WithFlow,
     check_videos,
     hmdb51,
     ucf101,
@@ -32,10 +33,12 @@ from convgru_fused.models import (
     LateFusion,
     SingleFrame,
     SlowFusion,
+    TwoStream,
 )
 from convgru_fused.models.vgg import small_vgg
 
 Clips = GeneratedTask | VideoClips | TestClips
+Items = Clips | WithFlow
 LAYOUTS = ("folder", "ucf101", "hmdb51")
 
 
@@ -122,4 +125,6 @@ FAMILIES: dict[str, Callable[..., nn.Module]] = {
     "lrcn": LRCN.small,
     "convlstm": _pyramid(ConvLSTM),
     "grurcn": _pyramid(GRURCN),
+    "two_stream": TwoStream.small,
 }
+WITH_FLOW = ("two_stream",)  # families whose models take a clip and its flow

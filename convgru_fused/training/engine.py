@@ -20,9 +20,10 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Subset
 
 from convgru_fused.checks import check_choice, check_int, check_number
+from convgru_fused.data import WithFlow
 from convgru_fused.files import replace_file
 
-from .catalogue import FAMILIES, TASKS, Clips
+from .catalogue import FAMILIES, TASKS, WITH_FLOW, Clips, Items
 from .processes import Processes
 
 ALONE = Processes()
@@ -62,6 +63,11 @@ class Run:
         seed = self.seed + (_TEST_SEEDS if test else 0)
         return TASKS[self.task](length, seed, test, **{**self.task_options, **options})
 
+    def items(self, length: int, test: bool = False, **options: Any) -> Items:
+        """The clips, with their flow if the family takes it."""
+        clips = self.clips(length, test, **options)
+        return WithFlow(clips) if self.family in WITH_FLOW else clips
+
     def model(self) -> nn.Module:
         """With the weights that the run starts from."""
         task = self.clips(1)
@@ -93,8 +99,8 @@ class Result:
 
 
 def _batches(
-    clips: Clips, first: int, run: Run, workers: int, processes: Processes
-) -> Iterator[tuple[Tensor, Tensor]]:
+    clips: Items, first: int, run: Run, workers: int, processes: Processes
+) -> Iterator[tuple[Any, Tensor]]:
     """This process's part of every step's batch."""
     size = run.batch_size // processes.size
     begins = range(first * run.batch_size + processes.rank * size, len(clips), run.batch_size)
@@ -103,15 +109,21 @@ def _batches(
     yield from DataLoader(rest, size, num_workers=workers, generator=torch.Generator())
 
 
-def evaluate(model: nn.Module, clips: Clips, batch_size: int = 64, device: Any = "cpu") -> float:
+def _inputs(item: Any, device: Any) -> list[Tensor]:
+    """What a model is called with: a clip, or a clip and its flow."""
+    return [tensor.to(device) for tensor in ([item] if isinstance(item, Tensor) else item)]
+
+
+def evaluate(model: nn.Module, clips: Items, batch_size: int = 64, device: Any = "cpu") -> float:
     """The part of the clips that a model gets right; of videos, by the mean probabilities of their clips."""
     was_training = model.training
     model.eval()
     right = 0
     with torch.inference_mode():
-        for clip, label in DataLoader(clips, batch_size, generator=torch.Generator()):
-            parts = clip.size(1) if clip.dim() == 6 else 1
-            scores = model(clip.reshape(-1, *clip.shape[-4:]).to(device))
+        for item, label in DataLoader(clips, batch_size, generator=torch.Generator()):
+            inputs = _inputs(item, device)
+            parts = inputs[0].size(1) if inputs[0].dim() == 6 else 1
+            scores = model(*(tensor.reshape(-1, *tensor.shape[-4:]) for tensor in inputs))
             probabilities = scores.float().exp().unflatten(0, (-1, parts)).mean(1)
             right += int((probabilities.argmax(1).cpu() == label).sum())
     model.train(was_training)
@@ -159,14 +171,14 @@ def train(
     if checkpoint.exists():
         losses = _restore(checkpoint, run, model, optimizer, device, processes)
     together = processes.wrap(model)
-    clips = run.clips(run.steps * run.batch_size)
+    clips = run.items(run.steps * run.batch_size)
     batches = _batches(clips, len(losses), run, workers, processes)
-    for step, (clip, label) in enumerate(batches, start=len(losses)):
+    for step, (item, label) in enumerate(batches, start=len(losses)):
         for group in optimizer.param_groups:
             group["lr"] = run.rate(step)
         optimizer.zero_grad(set_to_none=True)
         with torch.autocast(device.type, amp, enabled=amp is not None):
-            scores = together(clip.to(device))
+            scores = together(*_inputs(item, device))
         loss = F.nll_loss(scores.float(), label.to(device))
         loss.backward()
         nn.utils.clip_grad_norm_(trained, run.clip_norm)
@@ -176,7 +188,7 @@ def train(
         if len(losses) % save_every == 0 or len(losses) == run.steps:
             _save(checkpoint, run, model, optimizer, losses, processes)
     accuracies = (
-        evaluate(model, run.clips(run.test_clips, test=True, order=order), device=device)
+        evaluate(model, run.items(run.test_clips, test=True, order=order), device=device)
         for order in ("forward", "shuffled", "reversed")
     )
     result = Result(run, sum(p.numel() for p in trained), losses, *accuracies)

@@ -11,8 +11,10 @@ from convgru_fused.cli import main
 from convgru_fused.data import (
     FlowCache,
     FlowClips,
+    LimitedLifetimeDots,
     TestClips,
     VideoClips,
+    WithFlow,
     check_videos,
     flow,
     hmdb51,
@@ -345,6 +347,21 @@ def test_clips_with_flow(checked, tmp_path):
         assert abs(dx - expected) < 0.15 * abs(expected)
         signs.add((label, place.mirrored))
     assert len(signs) == 4
+
+
+def test_flow_of_what_is_shown(checked):
+    """Of frames as they are cut and ordered; of every clip of a video."""
+    clips = VideoClips(checked, 3, frames=5, size=(48, 48), order="reversed")
+    (clip, fields), label = WithFlow(clips)[1]
+    expected = optical_flow((clip * 255).round().to(torch.uint8))
+    assert torch.equal(fields, expected) and torch.equal(clip, clips[1][0]) and label == clips[1][1]
+    several, _ = WithFlow(TestClips(checked, frames=5, size=(48, 48), clips=2, ten_crops=False))[0]
+    assert several[0].shape == (2, 5, 3, 48, 48) and several[1].shape == (2, 4, 2, 48, 48)
+    grey = LimitedLifetimeDots(2)
+    (clip, fields), _ = WithFlow(grey)[0]
+    assert fields.shape == (grey.frames - 1, 2, *grey.frame_shape[1:])
+    loader = DataLoader(WithFlow(clips), 1, num_workers=1)
+    assert torch.equal(list(loader)[1][0][1][0], WithFlow(clips)[1][0][1])
 
 
 @pytest.mark.parametrize("options", [{"stride": 2}, {"order": "shuffled"}])
