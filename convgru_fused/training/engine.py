@@ -9,19 +9,25 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Subset
+from torch.utils.flop_counter import FlopCounterMode
 
+from convgru_fused import use_backend
 from convgru_fused.checks import check_choice, check_int, check_number
 from convgru_fused.data import WithFlow
 from convgru_fused.files import replace_file
+from convgru_fused.models.pyramid import RecurrentPyramid
 
 from .catalogue import FAMILIES, TASKS, WITH_FLOW, Clips, Items
 from .processes import Processes
@@ -89,10 +95,13 @@ class Result:
 
     run: Run
     parameters: int  # that were trained
+    flops: int  # of a clip's way through the model: two for each multiply-add of convolutions and products
     losses: list[float]  # of every step, before it
     accuracy: float  # on the test clips
     shuffled_accuracy: float  # on the same with their frames shuffled
     reversed_accuracy: float  # on the same backwards, with the labels of what is then shown
+    layer_accuracies: dict[str, float]  # of each layer's classifier, if the family has them
+    seconds: float = field(compare=False)  # that the steps took
 
     def save(self, file: Path) -> None:
         replace_file(file, lambda part: part.write_text(json.dumps(asdict(self), indent=1)))
@@ -109,6 +118,26 @@ def _batches(
     yield from DataLoader(rest, size, num_workers=workers, generator=torch.Generator())
 
 
+@contextmanager
+def _no_mkldnn() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it says that there is no TF32 on a CPU
+        with torch.backends.mkldnn.flags(enabled=False):
+            yield
+
+
+def flops_of(model: nn.Module, items: Items) -> int:
+    """Of a forward pass on one clip, `items`' first."""
+    inputs = [tensor[None] for tensor in _inputs(items[0][0], next(model.parameters()).device)]
+    was_training = model.training
+    model.eval()
+    # What the counter does not know, it does not count: so recurrences are to be plain products here.
+    with use_backend("eager"), torch.no_grad(), FlopCounterMode(display=False) as counter, _no_mkldnn():
+        model(*inputs)
+    model.train(was_training)
+    return counter.get_total_flops()
+
+
 def _inputs(item: Any, device: Any) -> list[Tensor]:
     """What a model is called with: a clip, or a clip and its flow."""
     return [tensor.to(device) for tensor in ([item] if isinstance(item, Tensor) else item)]
@@ -116,18 +145,36 @@ def _inputs(item: Any, device: Any) -> list[Tensor]:
 
 def evaluate(model: nn.Module, clips: Items, batch_size: int = 64, device: Any = "cpu") -> float:
     """The part of the clips that a model gets right; of videos, by the mean probabilities of their clips."""
+    return _accuracies(model, model, clips, batch_size, device)[0]
+
+
+def evaluate_layers(
+    model: nn.Module, clips: Items, batch_size: int = 64, device: Any = "cpu"
+) -> dict[str, float]:
+    """The same of each layer's classifier by its name; empty for a model that has none."""
+    if not isinstance(model, RecurrentPyramid):
+        return {}
+    found = _accuracies(model, model.layer_scores, clips, batch_size, device)
+    return dict(zip(model.layer_names, found, strict=True))
+
+
+def _accuracies(
+    model: nn.Module, scores_of: Callable[..., Tensor], clips: Items, batch_size: int, device: Any
+) -> list[float]:
+    """Of every classifier whose log-probabilities scores_of gives, (N,num_classes) or (N,L,num_classes)."""
     was_training = model.training
     model.eval()
-    right = 0
+    right: Any = 0
     with torch.inference_mode():
         for item, label in DataLoader(clips, batch_size, generator=torch.Generator()):
             inputs = _inputs(item, device)
             parts = inputs[0].size(1) if inputs[0].dim() == 6 else 1
-            scores = model(*(tensor.reshape(-1, *tensor.shape[-4:]) for tensor in inputs))
+            scores = scores_of(*(tensor.reshape(-1, *tensor.shape[-4:]) for tensor in inputs))
             probabilities = scores.float().exp().unflatten(0, (-1, parts)).mean(1)
-            right += int((probabilities.argmax(1).cpu() == label).sum())
+            chosen = probabilities.view(len(label), -1, scores.size(-1)).argmax(2).cpu()
+            right = right + (chosen == label[:, None]).sum(0)
     model.train(was_training)
-    return right / len(clips)
+    return [int(count) / len(clips) for count in right]
 
 
 def train(
@@ -166,13 +213,15 @@ def train(
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, run.learning_rate, weight_decay=run.weight_decay)
     losses: list[float] = []
+    seconds = 0.0
     torch.manual_seed(run.seed * processes.size + processes.rank)  # of dropout
     checkpoint = folder / CHECKPOINT
     if checkpoint.exists():
-        losses = _restore(checkpoint, run, model, optimizer, device, processes)
+        losses, seconds = _restore(checkpoint, run, model, optimizer, device, processes)
     together = processes.wrap(model)
     clips = run.items(run.steps * run.batch_size)
     batches = _batches(clips, len(losses), run, workers, processes)
+    began = perf_counter()
     for step, (item, label) in enumerate(batches, start=len(losses)):
         for group in optimizer.param_groups:
             group["lr"] = run.rate(step)
@@ -185,13 +234,24 @@ def train(
         optimizer.step()
         losses.append(processes.mean(loss))
         on_step(step, losses[-1])
+        seconds, began = seconds + perf_counter() - began, perf_counter()
         if len(losses) % save_every == 0 or len(losses) == run.steps:
-            _save(checkpoint, run, model, optimizer, losses, processes)
-    accuracies = (
-        evaluate(model, run.items(run.test_clips, test=True, order=order), device=device)
+            _save(checkpoint, run, model, optimizer, losses, seconds, processes)
+    tests = {
+        order: run.items(run.test_clips, test=True, order=order)
         for order in ("forward", "shuffled", "reversed")
+    }
+    result = Result(
+        run=run,
+        parameters=sum(p.numel() for p in trained),
+        flops=flops_of(model, run.items(1)),
+        losses=losses,
+        accuracy=evaluate(model, tests["forward"], device=device),
+        shuffled_accuracy=evaluate(model, tests["shuffled"], device=device),
+        reversed_accuracy=evaluate(model, tests["reversed"], device=device),
+        layer_accuracies=evaluate_layers(model, tests["forward"], device=device),
+        seconds=seconds,
     )
-    result = Result(run, sum(p.numel() for p in trained), losses, *accuracies)
     if processes.rank == 0:
         result.save(folder / RECORD)
     return result
@@ -203,6 +263,7 @@ def _save(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     losses: list[float],
+    seconds: float,
     processes: Processes,
 ) -> None:
     """By the first process; the others wait until the file is there."""
@@ -212,6 +273,7 @@ def _save(
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
         "losses": losses,
+        "seconds": seconds,
         "random": random,
     }
     if processes.rank == 0:
@@ -226,8 +288,8 @@ def _restore(
     optimizer: torch.optim.Optimizer,
     device: torch.device,
     processes: Processes,
-) -> list[float]:
-    """The losses so far; model, optimizer and random numbers as they were."""
+) -> tuple[list[float], float]:
+    """The losses so far, and what they took; model, optimizer and random numbers as they were."""
     try:
         state = torch.load(file, map_location=device, weights_only=True)
     except Exception as error:  # whatever a file can be wrong with
@@ -242,4 +304,4 @@ def _restore(
             f"{file}: expected a checkpoint of {processes.size} processes, got {len(state['random'])}"
         )
     torch.set_rng_state(state["random"][processes.rank].cpu())
-    return state["losses"]
+    return state["losses"], state["seconds"]

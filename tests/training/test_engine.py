@@ -9,7 +9,7 @@ import torch
 from convgru_fused import use_backend
 from convgru_fused.cli import main
 from convgru_fused.training.catalogue import FAMILIES, TASKS
-from convgru_fused.training.engine import CHECKPOINT, RECORD, Run, evaluate, train
+from convgru_fused.training.engine import CHECKPOINT, RECORD, Run, evaluate, evaluate_layers, flops_of, train
 from convgru_fused.training.processes import Processes
 
 DOTS = dict(task="dots", steps=12, batch_size=4, test_clips=16, task_options={"dots": 20})
@@ -110,6 +110,57 @@ def test_evaluation_leaves_the_mode_alone():
     model = run.model().train()
     evaluate(model, run.clips(4, test=True))
     assert model.training
+
+
+def test_operations():
+    """Of what is known by hand; the fused operator counts like the eager one."""
+
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.convolution = torch.nn.Conv2d(1, 3, 3, padding=1)
+            self.rnn = torch.nn.LSTM(3 * 32 * 32, 5)
+
+        def forward(self, clip):
+            return self.rnn(self.convolution(clip.flatten(0, 1)).flatten(1)[None])[0]
+
+    items = Run("lrcn", **DOTS).items(1)
+    frames = items[0][0].size(0)
+    convolution, products = 9 * 3 * 32 * 32, 4 * 5 * (3 * 32 * 32 + 5)
+    assert flops_of(Model(), items) == 2 * frames * (convolution + products)
+    run = Run("grurcn", **DOTS)
+    with use_backend("cpu"):
+        found = flops_of(run.model(), run.items(1))
+    with use_backend("eager"):
+        assert flops_of(run.model(), run.items(1)) == found > 10**7
+
+
+def test_accuracy_of_each_layer(tmp_path):
+    result = train(Run("grurcn", **DOTS), tmp_path)
+    assert list(result.layer_accuracies) == ["pool1", "pool2", "pool3", "pool4", "fc7"]
+    assert all(0 <= accuracy <= 1 for accuracy in result.layer_accuracies.values())
+    model, items = Run("grurcn", **DOTS).model().eval(), Run("grurcn", **DOTS).items(5, test=True)
+    found = evaluate_layers(model, items, batch_size=2)["pool2"]
+    scores = [
+        model.layer_scores(clip[None])[0, 1].argmax().item() == label
+        for clip, label in map(items.__getitem__, range(5))
+    ]
+    assert found == sum(scores) / 5
+    assert train(Run("lrcn", **DOTS), tmp_path / "none").layer_accuracies == {}
+
+
+def test_time_goes_on_after_a_stop(tmp_path):
+    class Stop(Exception):
+        pass
+
+    def stop(step, loss):
+        if step == 6:
+            raise Stop
+
+    with pytest.raises(Stop):
+        train(DROPPING, tmp_path, save_every=5, on_step=stop)
+    before = torch.load(tmp_path / CHECKPOINT, weights_only=True)["seconds"]
+    assert train(DROPPING, tmp_path).seconds > before > 0
 
 
 def test_test_clips_are_others():
