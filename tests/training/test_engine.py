@@ -1,5 +1,6 @@
 """A run ends the same however often it is interrupted; its record says what the controls say."""
 
+import argparse
 import json
 from dataclasses import replace
 
@@ -8,6 +9,7 @@ import torch
 
 from convgru_fused import use_backend
 from convgru_fused.cli import main
+from convgru_fused.training import command
 from convgru_fused.training.catalogue import FAMILIES, TASKS
 from convgru_fused.training.engine import CHECKPOINT, RECORD, Run, evaluate, evaluate_layers, flops_of, train
 from convgru_fused.training.processes import Processes
@@ -240,3 +242,49 @@ def test_command(tmp_path, capsys):
     assert "another seed" in capsys.readouterr().err
     assert main([*command, "--learning-rate", "-1"]) == 2
     assert "learning_rate: expected at least 0, got -1.0" in capsys.readouterr().err
+
+
+def parsed(*words):
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    return parser.parse_args(words)
+
+
+def test_configuration(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("family: lrcn\ntask: dots\nsteps: 7\ntask_options: {dots: 20}\n")
+    expected = Run("lrcn", "dots", seed=3, steps=7, task_options={"dots": 20})
+    assert command.run_of(parsed("--config", str(file), "--seed", "3")) == expected
+    for text, words in {
+        "family: lrcn": "--task: expected one, or a configuration that has it",
+        "family: [": "run.yaml: expected a configuration in YAML",
+        "- lrcn": "run.yaml: expected fields of a run and their values, got list",
+        "family: lrcn\nepochs: 3": "run.yaml: expected fields among family, .* got 'epochs'",
+        "family: gru\ntask: dots": "family: expected one of",
+    }.items():
+        file.write_text(text)
+        with pytest.raises(ValueError, match=words):
+            command.run_of(parsed("--config", str(file)))
+    with pytest.raises(ValueError, match="--on-error: expected with --task videos"):
+        command.run_of(parsed("--family", "lrcn", "--task", "dots", "--on-error", "skip"))
+    with pytest.raises(ValueError, match=r"gone.yaml: expected a configuration"):
+        command.run_of(parsed("--config", str(tmp_path / "gone.yaml")))
+
+
+def test_tensorboard(tmp_path, capsys):
+    """Every step once, also where a run was stopped."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    options = ["train", "--family", "lrcn", "--task", "dots", "--batch-size", "2", "--test-clips", "4"]
+    options += ["--steps", "6", "--save-every", "2", "--out", str(tmp_path), "--tensorboard"]
+    assert main(options) == 0
+    checkpoint = torch.load(tmp_path / CHECKPOINT, weights_only=True)
+    checkpoint["losses"] = checkpoint["losses"][:4]  # as if it had been stopped there
+    torch.save(checkpoint, tmp_path / CHECKPOINT)
+    assert main(options) == 0
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    losses = json.loads((tmp_path / RECORD).read_text())["losses"]
+    shown = events.Scalars("loss")
+    assert [event.step for event in shown] == list(range(6))
+    assert [event.value for event in shown] == pytest.approx(losses)
+    assert events.Scalars("accuracy")[-1].step == 6
