@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 AMP = ("bfloat16", "float16")
 EXIT_OK, EXIT_USAGE, EXIT_INTERRUPTED = 0, 2, 130
-# Options that are fields of a run, and those that are options of the task "videos". They have no default here,
+# Options that are fields of a run, and those that are options of the task "videos". Without a default here,
 # so that it is known which of them were given.
 _FIELDS = ("family", "task", "seed", "steps", "batch_size", "learning_rate", "test_clips")
 _OF_VIDEOS = ("root", "layout", "splits", "split", "frames", "size", "on_error")
@@ -49,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how = parser.add_argument_group("how")
     how.add_argument("--amp", choices=AMP, help="autocast to this type")
     how.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
+    how.add_argument("--fsdp", action="store_true", help="shard the model over the processes of torchrun")
     how.add_argument("--workers", type=int, default=0, metavar="N", help="processes that make clips")
     how.add_argument("--save-every", type=int, default=100, metavar="N", help="steps (default: 100)")
     how.add_argument("--tensorboard", action="store_true", help="log to the run's folder for TensorBoard")
@@ -74,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
             if log is not None:
                 log.step(step, loss)
 
-        with joined(torch.device(args.device)) as (processes, device):
+        with joined(torch.device(args.device), args.fsdp) as (processes, device):
             result = train(
                 wanted,
                 folder,

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Subset
 from torch.utils.flop_counter import FlopCounterMode
@@ -33,6 +34,7 @@ from .catalogue import FAMILIES, TASKS, WITH_FLOW, Clips, Items
 from .processes import Processes
 
 ALONE = Processes()
+_WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 CHECKPOINT, RECORD = "checkpoint.pt", "result.json"
 _TEST_SEEDS = 1 << 40  # test clips have seeds of their own, from here on
 
@@ -210,6 +212,7 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     device = torch.device(device)
     model = run.model().to(device).train()
+    together = processes.wrap(model)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, run.learning_rate, weight_decay=run.weight_decay)
     losses: list[float] = []
@@ -218,7 +221,6 @@ def train(
     checkpoint = folder / CHECKPOINT
     if checkpoint.exists():
         losses, seconds = _restore(checkpoint, run, model, optimizer, device, processes)
-    together = processes.wrap(model)
     clips = run.items(run.steps * run.batch_size)
     batches = _batches(clips, len(losses), run, workers, processes)
     began = perf_counter()
@@ -266,12 +268,13 @@ def _save(
     seconds: float,
     processes: Processes,
 ) -> None:
-    """By the first process; the others wait until the file is there."""
+    """By the first process; the others wait until the file is there. What is sharded is put together."""
+    weights, moments = get_state_dict(model, optimizer, options=_WHOLE)
     random = processes.gather(torch.get_rng_state())
     state = {
         "run": asdict(run),
-        "model": model.state_dict(),
-        "optimizer": optimizer.state_dict(),
+        "model": weights,
+        "optimizer": moments,
         "losses": losses,
         "seconds": seconds,
         "random": random,
@@ -297,8 +300,13 @@ def _restore(
     if state["run"] != asdict(run):
         different = [name for name, value in asdict(run).items() if state["run"].get(name) != value]
         raise ValueError(f"{file}: expected the checkpoint of this run, got one with another {different[0]}")
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
+    set_state_dict(
+        model,
+        optimizer,
+        model_state_dict=state["model"],
+        optim_state_dict=state["optimizer"],
+        options=_WHOLE,
+    )
     if len(state["random"]) != processes.size:
         raise ValueError(
             f"{file}: expected a checkpoint of {processes.size} processes, got {len(state['random'])}"

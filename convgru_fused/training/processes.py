@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, distributed, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.nn.parallel import DistributedDataParallel
 
 
@@ -18,10 +20,21 @@ class Processes:
 
     rank: int = 0
     size: int = 1
+    sharded: bool = False  # each keeps a part of every parameter and of the optimizer's state (FSDP2)
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        """The model with gradients averaged over all processes."""
-        return model if self.size == 1 else DistributedDataParallel(model)
+        """The model with gradients averaged over all processes. Sharding is done in place, so before there is
+        an optimizer."""
+        if self.size == 1:
+            return model
+        if not self.sharded:
+            return DistributedDataParallel(model)
+        device = next(model.parameters()).device.type
+        fully_shard(model, mesh=init_device_mesh(device, (self.size,)))
+        for name in ("layer_scores",):  # methods that are called besides forward
+            if hasattr(model, name):
+                register_fsdp_forward_method(model, name)
+        return model
 
     def mean(self, value: Tensor) -> float:
         """Of a number of each process."""
@@ -45,7 +58,7 @@ class Processes:
 
 
 @contextmanager
-def joined(device: torch.device) -> Iterator[tuple[Processes, torch.device]]:
+def joined(device: torch.device, sharded: bool = False) -> Iterator[tuple[Processes, torch.device]]:
     """The group that torchrun has started this process for, if it has, and the device of this process."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
@@ -56,6 +69,6 @@ def joined(device: torch.device) -> Iterator[tuple[Processes, torch.device]]:
         torch.cuda.set_device(device)
     distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
-        yield Processes(distributed.get_rank(), size), device
+        yield Processes(distributed.get_rank(), size, sharded), device
     finally:
         distributed.destroy_process_group()

@@ -208,13 +208,50 @@ def test_other_checkpoints_are_refused(tmp_path):
         train(DROPPING, tmp_path)
 
 
-def test_two_processes_train_as_one(run_python, tmp_path):
-    """By torchrun: the same losses, and going on from a checkpoint of both."""
+STOPPED = """
+import torch
+from pathlib import Path
+from convgru_fused.training.engine import Run, train
+from convgru_fused.training.processes import joined
+
+class Stop(Exception):
+    pass
+
+def stop(step, loss):
+    if step == 4:
+        raise Stop
+
+run = Run("grurcn", "dots", steps=6, batch_size=4, test_clips=8, family_options={"dropout": 0.5})
+with joined(torch.device("cpu"), SHARDED) as (processes, device):
+    whole = train(run, Path(FOLDER) / "whole", processes=processes)
+    try:
+        train(run, Path(FOLDER) / "stopped", save_every=4, on_step=stop, processes=processes)
+    except Stop:
+        pass
+    assert train(run, Path(FOLDER) / "stopped", processes=processes) == whole
+    print("the same")
+"""
+
+
+@pytest.mark.parametrize("sharded", [False, True], ids=["ddp", "fsdp"])
+def test_two_processes_go_on_as_one_would(run_python, tmp_path, sharded):
+    program = tmp_path / "program.py"
+    program.write_text(f"SHARDED, FOLDER = {sharded}, {str(tmp_path)!r}\n" + STOPPED)
+    arguments = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(program)]
+    code = f"import subprocess, sys; sys.exit(subprocess.call([sys.executable, *{arguments!r}]))"
+    result = run_python(code, OMP_NUM_THREADS="1")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("the same") == 2
+
+
+@pytest.mark.parametrize("how", [[], ["--fsdp"]], ids=["ddp", "fsdp"])
+def test_two_processes_train_as_one(run_python, tmp_path, how):
+    """By torchrun: the same losses."""
     options = ["train", "--family", "lrcn", "--task", "dots", "--batch-size", "8", "--test-clips", "8"]
     options += ["--save-every", "4"]
 
     def losses(steps, folder, *start):
-        command = [*options, "--steps", str(steps), "--out", str(folder)]
+        command = [*options, "--steps", str(steps), "--out", str(folder), *how]
         arguments = [*start, "-m", "convgru_fused", *command]
         code = f"import subprocess, sys; sys.exit(subprocess.call([sys.executable, *{arguments!r}]))"
         result = run_python(code, OMP_NUM_THREADS="1")
