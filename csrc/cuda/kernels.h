@@ -343,6 +343,20 @@ constexpr Convolution<T> moved(const Convolution<T>& conv, int64_t elements) {
   return that;
 }
 
+// What every epilogue that begins a step backwards reads and writes, moved to the i-th step; gates: of K
+// channels, that are kept.
+template <class Epilogue>
+constexpr Epilogue at_backward_step(
+    const BackwardSteps& steps, const Epilogue& first, int64_t state, int gates, int64_t i) {
+  Epilogue step = first;
+  step.valid.t = steps.time(i);
+  step.grad_output += state;
+  step.gates += gates * state;
+  step.h += state;
+  step.d += 3 * state;
+  return step;
+}
+
 template <class T>
 struct GruRcnBackward {
   static constexpr int kPhases = 2;
@@ -356,12 +370,7 @@ struct GruRcnBackward {
   constexpr auto phase(int64_t i) const {
     const int64_t state = steps.row(i) * candidate.K;
     if constexpr (kPhase == 0) {
-      CandidateBackward<T> step = candidate;
-      step.valid.t = steps.time(i);
-      step.grad_output += state;
-      step.gates += 3 * state;
-      step.h += state;
-      step.d += 3 * state;
+      CandidateBackward<T> step = at_backward_step(steps, candidate, state, 3, i);
       step.d_rz += 2 * state;
       step.d_n += state;
       const int64_t after = i == 0 ? 0 : steps.row(i - 1) * 2 * candidate.K;
@@ -390,12 +399,7 @@ struct CudnnBackward {
   template <int kPhase>
   constexpr auto phase(int64_t i) const {
     const int64_t state = steps.row(i) * all.K;
-    CudnnStepBackward<T> step = all;
-    step.valid.t = steps.time(i);
-    step.grad_output += state;
-    step.gates += 4 * state;
-    step.h += state;
-    step.d += 3 * state;
+    CudnnStepBackward<T> step = at_backward_step(steps, all, state, 4, i);
     step.hidden += 3 * state;
     const int64_t after = i == 0 ? 0 : steps.row(i - 1) * 3 * all.K;
     return Phase<T, CudnnStepBackward<T>>{moved(convolutions[0], after), i == 0, step};
