@@ -6,7 +6,6 @@ python benchmarks/gpu_kernels.py ROW[,ROW] [--mode forward|train] [--contenders 
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
 
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -68,7 +67,7 @@ def main() -> None:
             data = workload.make_inputs(settings.device, settings.dtype)
             job = program.Job(workload, args.mode, settings.variant, (data,))
             for contender in settings.contenders():
-                show(workload, contender.name, contender.build(replace(job)), args)
+                show(workload, contender.name, contender.build(job), args)
 
 
 def show(workload: workloads.Workload, name: str, run: program.Program, args: argparse.Namespace) -> None:

@@ -23,7 +23,34 @@ from convgru_fused.checks import check_choice, check_int
 ORDERS = ("forward", "reversed", "shuffled")
 
 
-class GeneratedTask(Dataset[tuple[Tensor, int]]):
+class LabelledClips(Dataset[tuple[Tensor, int]]):
+    """What all datasets of clips share.
+
+    Attributes:
+        classes: names of the labels. frames: T. frame_shape: (C,H,W). length: how many items.
+    """
+
+    classes: tuple[str, ...]
+    frames: int
+    frame_shape: tuple[int, int, int]
+    length: int
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.classes)
+
+    def __len__(self) -> int:
+        return self.length
+
+    def checked_index(self, index: int) -> int:
+        """index as an int. Raises IndexError if there is no such item."""
+        index = operator.index(index)
+        if not 0 <= index < self.length:
+            raise IndexError(f"index: expected 0 to {self.length - 1}, got {index}")
+        return index
+
+
+class GeneratedTask(LabelledClips):
     """What the tasks share.
 
     Args:
@@ -31,13 +58,8 @@ class GeneratedTask(Dataset[tuple[Tensor, int]]):
         seed: any int of at least 0.
         order: "forward", "reversed" or "shuffled".
 
-    Attributes:
-        classes: names of the labels. frames: T. frame_shape: (C,H,W).
+    Attributes: those of `LabelledClips`.
     """
-
-    classes: tuple[str, ...]
-    frames: int
-    frame_shape: tuple[int, int, int]
 
     def __init__(self, length: int, seed: int, order: str) -> None:
         check_int("length", length)
@@ -47,17 +69,8 @@ class GeneratedTask(Dataset[tuple[Tensor, int]]):
         self.seed = seed
         self.order = order
 
-    @property
-    def num_classes(self) -> int:
-        return len(self.classes)
-
-    def __len__(self) -> int:
-        return self.length
-
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        index = operator.index(index)
-        if not 0 <= index < self.length:
-            raise IndexError(f"index: expected 0 to {self.length - 1}, got {index}")
+        index = self.checked_index(index)
         generator = generator_of(self.seed, index)
         label = index % self.num_classes
         clip = self.draw(label, generator)

@@ -7,7 +7,7 @@ from __future__ import annotations
 import importlib.util
 import math
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import torch
@@ -83,9 +83,7 @@ class PanDirection(GeneratedTask):
             self.stills += found.unbind()
 
     def draw(self, label: int, generator: torch.Generator) -> Tensor:
-        def number(low: int, high: int) -> int:
-            return int(torch.randint(low, high + 1, (), generator=generator))
-
+        number = partial(_number, generator)
         still = self.stills[number(0, len(self.stills) - 1)]
         size, speed = self.frame_shape[1], number(*self.speeds)
         places = []
@@ -141,9 +139,7 @@ class SegmentOrder(GeneratedTask):
             self.videos.append((video, apart))
 
     def draw(self, label: int, generator: torch.Generator) -> Tensor:
-        def number(low: int, high: int) -> int:
-            return int(torch.randint(low, high + 1, (), generator=generator))
-
+        number = partial(_number, generator)
         video, apart = self.videos[number(0, len(self.videos) - 1)]
         size, n = self.frame_shape[1], self.segment
         first = number(0, len(video) - 2 * n - apart)
@@ -154,6 +150,11 @@ class SegmentOrder(GeneratedTask):
 
     def reversed_label(self, label: int) -> int:
         return 1 - label
+
+
+def _number(generator: torch.Generator, low: int, high: int) -> int:
+    """Uniform from low to high."""
+    return int(torch.randint(low, high + 1, (), generator=generator))
 
 
 def _paths(files: Sequence[Path | str]) -> list[Path]:

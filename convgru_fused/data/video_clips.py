@@ -15,14 +15,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import Dataset
 
 from convgru_fused.checks import check_bool, check_choice, check_int, check_number, check_sizes
 from convgru_fused.files import replace_file
 
 from .decoding import VideoInfo, probe, read_frames
 from .folders import VideoList
-from .generated import ORDERS, generator_of, shuffle
+from .generated import ORDERS, LabelledClips, generator_of, shuffle
 
 SHORT_SIDE = 256  # of a frame, in whose pixels the sides of crops are given
 CROP_SIDES = (256, 224, 192, 168)  # Ballas et al. 2016
@@ -124,7 +123,7 @@ class Place:
         return images[..., self.top : self.top + self.side, self.left : self.left + self.side]
 
 
-class VideoClips(Dataset[tuple[Tensor, int]]):
+class VideoClips(LabelledClips):
     """Clips to train on: of every video in turn one at a random time, a random square cut out of it and
     resized, mirrored or not (as in Ballas et al. 2016).
 
@@ -144,8 +143,7 @@ class VideoClips(Dataset[tuple[Tensor, int]]):
 
     Raises TypeError or ValueError naming the argument.
 
-    Attributes:
-        classes: names of the labels. frames: T. frame_shape: (3,H,W).
+    Attributes: those of `LabelledClips`; frame_shape is (3,H,W).
     """
 
     def __init__(
@@ -175,21 +173,13 @@ class VideoClips(Dataset[tuple[Tensor, int]]):
         self.mirror, self.order = mirror, order
         self.classes = checked.videos.classes
 
-    @property
-    def num_classes(self) -> int:
-        return len(self.classes)
-
-    def __len__(self) -> int:
-        return self.length
-
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         place = self.place(index)
         return in_order(self.cut(place), self.order, place.generator), self.checked.videos.labels[place.video]
 
     def place(self, index: int) -> Place:
         """Where clip number `index` is cut out."""
-        if not 0 <= index < self.length:
-            raise IndexError(f"index: expected 0 to {self.length - 1}, got {index}")
+        index = self.checked_index(index)
         count = len(self.checked.videos)
         visit, turn = divmod(index, count)
         # A seed that no clip has: numbers of clips are not negative.
@@ -213,7 +203,7 @@ class VideoClips(Dataset[tuple[Tensor, int]]):
         return clip.flip(-1) if place.mirrored else clip
 
 
-class TestClips(Dataset[tuple[Tensor, int]]):
+class TestClips(LabelledClips):
     """Clips to test on: of each video some at equal distances, of each the middle, or the four corners and
     the middle, each as it is and mirrored. A video's scores are averaged over them (Simonyan and Zisserman
     2014).
@@ -249,18 +239,10 @@ class TestClips(Dataset[tuple[Tensor, int]]):
         H, W = check_sizes("size", size, 2)
         self.checked, self.clips, self.ten_crops, self.order = checked, clips, ten_crops, order
         self.frames, self.stride, self.frame_shape, self.crop_side = frames, stride, (3, H, W), crop_side
-        self.classes = checked.videos.classes
-
-    @property
-    def num_classes(self) -> int:
-        return len(self.classes)
-
-    def __len__(self) -> int:
-        return len(self.checked.videos)
+        self.classes, self.length = checked.videos.classes, len(checked.videos)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        if not 0 <= index < len(self):
-            raise IndexError(f"index: expected 0 to {len(self) - 1}, got {index}")
+        index = self.checked_index(index)
         info, file = self.checked.infos[index], self.checked.videos.files[index]
         span = (self.frames - 1) * self.stride + 1
         starts = equally_spaced(info.frames - span, self.clips)

@@ -31,9 +31,8 @@ class Processes:
             return DistributedDataParallel(model)
         device = next(model.parameters()).device.type
         fully_shard(model, mesh=init_device_mesh(device, (self.size,)))
-        for name in ("layer_scores",):  # methods that are called besides forward
-            if hasattr(model, name):
-                register_fsdp_forward_method(model, name)
+        if hasattr(model, "layer_scores"):  # is called besides forward
+            register_fsdp_forward_method(model, "layer_scores")
         return model
 
     def mean(self, value: Tensor) -> float:
