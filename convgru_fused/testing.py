@@ -481,8 +481,6 @@ def _measure_sample(
 def main(device: str = "cpu", *names: str) -> None:
     """Prints the largest errors over all samples, by dtype, quantity and backend (these, or all), and the
     table's bounds."""
-    torch.set_num_threads(1)  # the problems are small: more threads would wait for each other
-    torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
     Runner = Callable[[Sample, torch.dtype], tuple[Tensor, Gradients]]
     print(f"{'':18} {'':8}", *(f"{field.name:>12}" for field in fields(Errors)))
     for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
@@ -506,4 +504,6 @@ def main(device: str = "cpu", *names: str) -> None:
 
 
 if __name__ == "__main__":
+    torch.set_num_threads(1)  # the problems are small: more threads would wait for each other
+    torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
     main(*sys.argv[1:])

@@ -30,9 +30,24 @@ def pytest_configure(config):
     torch.set_num_threads(1)
 
 
+def process_settings():
+    """What a test could leave behind in the process, to the surprise of the next."""
+    return {
+        "threads": torch.get_num_threads(),
+        "default dtype": torch.get_default_dtype(),
+        "TF32": torch.backends.cudnn.conv.fp32_precision,
+        "precision": convgru_fused.numerics.setting(),
+        "gradients": torch.is_grad_enabled(),
+    }
+
+
 @pytest.fixture(autouse=True)
-def _seed():
+def _settings():
+    """Every test begins with the same seed and leaves the settings of the process as they were."""
+    before = process_settings()
     torch.manual_seed(0)
+    yield
+    assert process_settings() == before
 
 
 @pytest.fixture(params=BACKENDS)
