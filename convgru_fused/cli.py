@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from . import plan
 from .bench import command
+from .comparison import command as compare_command
 from .fusing import command as fuse_command
 from .training import command as train_command
 
@@ -56,6 +57,11 @@ def _parser() -> argparse.ArgumentParser:
     train_command.add_arguments(
         commands.add_parser("train", help="train a video model on a generated task, or go on with it")
     )
+    compare_command.add_arguments(
+        commands.add_parser(
+            "compare", help="train every family of video models on the same tasks, and report what comes out"
+        )
+    )
     return parser
 
 
@@ -76,4 +82,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return fuse_command.run(args)
     if args.command == "train":
         return train_command.run(args)
+    if args.command == "compare":
+        return compare_command.run(args)
     return command.run(args)

@@ -14,36 +14,19 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from convgru_fused.pictures import INK, STYLE
+
 from .analysis import YARDSTICK, Comparison, comparisons, length_curves, means
 from .results import Document, Record
 from .workloads import MODES
 
 _OURS, _EAGER, _PEER = "#0b6e4f", "#8aa0b4", "#d9822b"
-_INK, _FAINT, _SLOWER, _MEMORY = "#22303c", "#d5dce3", "#b3261e", "#2f6db3"
+_SLOWER, _MEMORY = "#b3261e", "#2f6db3"
 _DOT: dict[str, Any] = {"marker": "o", "linestyle": "", "markersize": 7, "zorder": 3}
 _EAGER_DOT = {**_DOT, "color": _EAGER}
 _PEER_DOT = {**_DOT, "color": "white", "markeredgecolor": _PEER, "markeredgewidth": 1.8}
 _OURS_DOT = {**_DOT, "color": _OURS, "markersize": 8, "zorder": 4}
 _DOTS, _DOT_LABELS = (_OURS_DOT, _PEER_DOT, _EAGER_DOT), ("convgru_fused", "best peer", "eager")
-_STYLE: dict[Any, Any] = {
-    "font.size": 10,
-    "axes.edgecolor": _FAINT,
-    "axes.labelcolor": _INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlesize": 12,
-    "axes.titlelocation": "left",
-    "axes.titleweight": "bold",
-    "axes.axisbelow": True,
-    "grid.color": _FAINT,
-    "grid.linewidth": 0.8,
-    "text.color": _INK,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
-    "xtick.major.size": 0,
-    "ytick.major.size": 0,
-    "legend.frameon": False,
-}
 
 
 def draw_all(document: Document, folder: Path) -> list[Path]:
@@ -55,7 +38,7 @@ def draw_all(document: Document, folder: Path) -> list[Path]:
         "time_against_T.png": draw_lengths,
     }
     written = []
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         for name, draw in pictures.items():
             figure = draw(document)
             if figure is not None:
@@ -79,7 +62,7 @@ def draw_speedups(document: Document) -> Figure | None:
             best = "" if comparison.best is None else comparison.best.contender
             _speedup_bar(axis, y - 0.2, comparison.over_eager, _EAGER, "")
             _speedup_bar(axis, y + 0.2, comparison.over_best, _OURS, best)
-        axis.axvline(1, color=_INK, linewidth=1)
+        axis.axvline(1, color=INK, linewidth=1)
         axis.set_xlim(0, max(largest, 1) * 1.32)
         (mean,) = means(group)
         parts = [
@@ -103,7 +86,7 @@ def _speedup_bar(axis: Axes, y: float, ratio: float | None, color: str, name: st
     if ratio is not None:
         axis.barh(y, ratio, height=0.36, color=color)
         text = f"{ratio:.2f}  {name}" if name else f"{ratio:.2f}"
-        _behind(axis, max(ratio, 1.0), y, text, color=_INK if ratio >= 1 else _SLOWER)
+        _behind(axis, max(ratio, 1.0), y, text, color=INK if ratio >= 1 else _SLOWER)
 
 
 def draw_roofline(document: Document) -> Figure | None:
@@ -126,7 +109,7 @@ def draw_roofline(document: Document) -> Figure | None:
             roof = min(peak, bandwidth * intensity)
             axis.barh(y, roof, height=0.62, color="#eef2f5")
             axis.plot(
-                [roof, roof], [y - 0.31, y + 0.31], color=_INK if roof == peak else _MEMORY, linewidth=2.2
+                [roof, roof], [y - 0.31, y + 0.31], color=INK if roof == peak else _MEMORY, linewidth=2.2
             )
             dots = [_gflops(record) for record in (comparison.eager, comparison.best, comparison.ours)]
             known = [value for value in dots if value is not None]
@@ -143,7 +126,7 @@ def draw_roofline(document: Document) -> Figure | None:
         axis.set_xlabel("GFLOP/s, counted as direct convolution")
         _rows_axis(axis, names)
     handles = [_line(label=label, **style) for label, style in zip(_DOT_LABELS, _DOTS, strict=True)]
-    handles.append(_line(_INK, f"multiply-add peak, {peak:.0f} GFLOP/s"))
+    handles.append(_line(INK, f"multiply-add peak, {peak:.0f} GFLOP/s"))
     handles.append(_line(_MEMORY, f"bandwidth, {bandwidth:.0f} GB/s"))
     figure.legend(handles=handles, loc="outside lower left", ncols=len(handles))
     _subtitle(figure, document)
@@ -162,7 +145,7 @@ def draw_lengths(document: Document) -> Figure | None:
         others = iter((_PEER, "#6f4aa8", "#2f6db3"))
         for curve in (c for c in curves if c.mode == mode):
             steps, seconds = [T for T, _ in curve.points], [s * 1e3 for _, s in curve.points]
-            color = {"fused": _OURS, YARDSTICK: _EAGER}.get(curve.contender) or next(others, _INK)
+            color = {"fused": _OURS, YARDSTICK: _EAGER}.get(curve.contender) or next(others, INK)
             label = curve.contender
             if curve.fit is not None:
                 label += (
@@ -203,7 +186,7 @@ def _rows_axis(axis: Axes, names: list[str]) -> None:
     axis.spines["left"].set_visible(False)
 
 
-def _behind(axis: Axes, x: float, y: float, text: str, offset: float = 4, color: str = _INK) -> None:
+def _behind(axis: Axes, x: float, y: float, text: str, offset: float = 4, color: str = INK) -> None:
     """Small text to the right of a point."""
     axis.annotate(
         text, (x, y), xytext=(offset, 0), textcoords="offset points", va="center", fontsize=8.5, color=color
@@ -214,7 +197,7 @@ def _gflops(record: Record | None) -> float | None:
     return None if record is None else record.gflops
 
 
-def _line(color: str = _INK, label: str = "", **style: Any) -> Line2D:
+def _line(color: str = INK, label: str = "", **style: Any) -> Line2D:
     return Line2D([], [], **{"color": color, "linewidth": 2.2, **style, "label": label})
 
 

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from convgru_fused.kept import kept_bytes
+
 from .peers import Peer, gradient
 from .workloads import Inputs, Workload
 
@@ -186,22 +188,7 @@ class Program:
         if self.job.mode != "train" or not self.traceable:
             return None
         leaves = self.leaves[0]
-        callers = {
-            tensor.untyped_storage().data_ptr() for tensor in (*self._parameters, *leaves.x, leaves.hx)
-        }
-        # Holding the storages keeps their addresses from being reused.
-        kept: dict[int, torch.UntypedStorage] = {}
-
-        def pack(tensor: Tensor) -> Tensor:
-            storage = tensor.untyped_storage()
-            if storage.data_ptr() not in callers:
-                kept[storage.data_ptr()] = storage
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            states = self._run(leaves)
-        del states
-        return sum(storage.nbytes() for storage in kept.values())
+        return kept_bytes(lambda: self._run(leaves), without=(*self._parameters, *leaves.x, leaves.hx))
 
     def peak_bytes(self) -> int | None:
         """CUDA: the allocator's peak during one call, above what was there before it. None elsewhere."""

@@ -4,11 +4,12 @@ from .flow import FlowCache, FlowClips, WithFlow, optical_flow
 from .folders import VideoList, hmdb51, ucf101, video_folder
 from .generated import GeneratedTask
 from .real import PanDirection, SegmentOrder, packaged_video
-from .tasks import EventOrder, LimitedLifetimeDots, PathTracker
+from .tasks import EventGap, EventOrder, LimitedLifetimeDots, PathTracker
 from .video_clips import CheckedVideos, TestClips, VideoClips, check_videos
 
 __all__ = [
     "CheckedVideos",
+    "EventGap",
     "EventOrder",
     "FlowCache",
     "FlowClips",

@@ -1,4 +1,4 @@
-"""Three generated tasks that separate local from global motion: one frame does not settle the class.
+"""Generated tasks that separate local from global motion: one frame does not settle the class.
 
 `convgru_fused.data.generated` says what they share.
 """
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from convgru_fused.checks import check_choice, check_int, check_number
+from convgru_fused.checks import check_choice, check_int, check_number, check_sizes
 
 from .generated import GeneratedTask
 
@@ -96,10 +96,12 @@ class EventOrder(GeneratedTask):
 
     Two signs, X (a diagonal cross) or Y (an upright one), are shown for two frames each at random places
     in noise, the first early and the second late, with at least `gap` frames of noise alone between them.
-    The classes are XX, XY, YX and YY: a model that is blind to the order of frames, or of windows shorter
-    than the gap, can tell all but XY from YX, which is right for three clips of four at best; frames of
-    noise alone tell nothing. With `pairs` "mixed" there are only XY and YX, so that such a model is at
-    chance. C = 1.
+    The classes are XX, XY, YX and YY: a model that is blind to the order of frames can tell all but XY from
+    YX, which is right for three clips of four at best; frames of noise alone tell nothing. With `pairs`
+    "mixed" there are only XY and YX, so that such a model is at chance. C = 1.
+
+    Windows shorter than the gap are better than that if events are at other places in the first than in the
+    last of them; in `EventGap` they are not.
 
     Args:
         length, seed, order: as in `GeneratedTask`. Backwards, XY is YX.
@@ -143,15 +145,62 @@ class EventOrder(GeneratedTask):
     def draw(self, label: int, generator: torch.Generator) -> Tensor:
         clip = self.noise * torch.rand(self.frames, *self.frame_shape, generator=generator)
         extent = len(_AXES)
-        for name, earliest in zip(self.classes[label], (2, self.gap + 12), strict=True):
-            t = earliest + int(torch.randint(9, (), generator=generator))
+        for name, t in zip(self.classes[label], self._times(generator), strict=True):
             row, column = torch.randint(self.frame_shape[1] - extent + 1, (2,), generator=generator).tolist()
             place = clip[t : t + self.EVENT, 0, row : row + extent, column : column + extent]
             place.copy_(place.maximum(_DIAGONALS if name == "X" else _AXES))
         return clip
 
+    def _times(self, generator: torch.Generator) -> list[int]:
+        """The frames in which the events begin."""
+        late = torch.randint(9, (2,), generator=generator)
+        return (torch.tensor([2, self.gap + 12]) + late).tolist()
+
     def reversed_label(self, label: int) -> int:
         return self.classes.index(self.classes[label][::-1])
+
+
+class EventGap(EventOrder):
+    """`EventOrder` with so many frames between the events as is said: for accuracy against the gap. C = 1.
+
+    Either the first event begins in one of the first `starts` frames, or the second ends in one of the last.
+    Windows of a length that divides `starts`, one after the other, see either event in every place alike.
+
+    Args:
+        length, seed, order, size, pairs, noise: as in `EventOrder`.
+        frames: T.
+        gaps: numbers of frames of noise alone between the events, of which each clip has one at random.
+        starts: how many.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what was expected and what came.
+    """
+
+    def __init__(
+        self,
+        length: int,
+        seed: int = 0,
+        order: str = "forward",
+        *,
+        frames: int = 30,
+        gaps: Sequence[int] = (2, 4, 8, 16),
+        starts: int = 10,
+        size: int = 32,
+        pairs: str = "all",
+        noise: float = 0.5,
+    ) -> None:
+        self.gaps = check_sizes("gaps", gaps)
+        super().__init__(length, seed, order, gap=min(self.gaps), size=size, pairs=pairs, noise=noise)
+        check_int("starts", starts)
+        check_int("frames", frames, starts - 1 + max(self.gaps) + 2 * self.EVENT)
+        self.frames, self.starts = frames, starts
+
+    def _times(self, generator: torch.Generator) -> list[int]:
+        gap = self.gaps[int(torch.randint(len(self.gaps), (), generator=generator))]
+        at_the_end = bool(torch.randint(2, (), generator=generator))
+        offset = self.frames - (self.starts - 1 + gap + 2 * self.EVENT) if at_the_end else 0
+        first = offset + int(torch.randint(self.starts, (), generator=generator))
+        return [first, first + self.EVENT + gap]
 
 
 class PathTracker(GeneratedTask):
@@ -169,6 +218,9 @@ class PathTracker(GeneratedTask):
         reach: how far each dot's start and end are from its centre, rows and columns, pixels. With the
             largest, they are anywhere; the smaller, the slower and the closer together are the two dots.
         wander: how far paths leave the straight line, pixels.
+        spans: to learn from, numbers of frames from one marker to the other, of which each clip has one at
+            random, at a random time of the same paths. What is close in time is mostly close in place too,
+            so markers that are less than T - 1 frames apart say something about the class by themselves.
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.
@@ -189,6 +241,7 @@ class PathTracker(GeneratedTask):
         distractors: int = 4,
         reach: float = 6.0,
         wander: float = 4.0,
+        spans: Sequence[int] | None = None,
     ) -> None:
         super().__init__(length, seed, order)
         check_int("frames", frames, 2)
@@ -198,17 +251,21 @@ class PathTracker(GeneratedTask):
         check_number("reach", reach, self.APART, (size - 1) / 2 - self.BORDER)
         check_number("wander", wander, 0, size)
         self.frames, self.frame_shape = frames, (3, size, size)
+        self.spans = (frames - 1,) if spans is None else check_sizes("spans", spans)
+        if max(self.spans) >= frames:
+            raise ValueError(f"spans: expected numbers below frames={frames}, got {spans!r}")
         self.distractors, self.reach, self.wander = distractors, float(reach), float(wander)
 
     def draw(self, label: int, generator: torch.Generator) -> Tensor:
         starts, ends = self._places(generator)
-        goal = ends[0].clone()
         if label == 0:
             ends[:2] = ends[:2].flip(0)
+        paths = self._paths(starts, ends, generator)
         clip = torch.zeros(self.frames, *self.frame_shape)
-        clip[:, 0] = self._dots(self._paths(starts, ends, generator))
-        for frame, channel, place in ((0, 1, starts[0]), (-1, 2, goal)):
-            row, column = (int(x) for x in place.round())
+        clip[:, 0] = self._dots(paths)
+        first, last = self._times(generator)
+        for frame, channel, dot in ((first, 1, 0), (last, 2, 1 - label)):
+            row, column = paths[frame, dot].round().clamp(1, self.frame_shape[1] - 2).int().tolist()
             clip[frame, channel, row - 1 : row + 2, column - 1 : column + 2] = 1.0
         return clip
 
@@ -230,6 +287,14 @@ class PathTracker(GeneratedTask):
         close = torch.cdist(places, places) < self.APART  # each dot is close to itself
         good = (close.sum((1, 2)) == len(centres)).nonzero()
         return places[good[0, 0]] if len(good) else None
+
+    def _times(self, generator: torch.Generator) -> tuple[int, int]:
+        """The frames of the start and of the goal marker."""
+        if self.spans == (self.frames - 1,):
+            return 0, self.frames - 1
+        span = self.spans[int(torch.randint(len(self.spans), (), generator=generator))]
+        first = int(torch.randint(self.frames - span, (), generator=generator))
+        return first, first + span
 
     def _paths(self, starts: Tensor, ends: Tensor, generator: torch.Generator) -> Tensor:
         """(T,dots,2): straight lines and slow waves that are 0 at both ends, reflected at borders."""

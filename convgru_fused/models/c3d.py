@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from convgru_fused.checks import check_blocks, check_number, check_sizes
 
 from .backbones import output_features
-from .scores import dense_layers, initialize_for_relu
+from .scores import dense_layers, initialize_for_relu, scaled
 from .windows import WindowModel
 
 BLOCKS = ((64,), (128,), (256, 256), (512, 512), (512, 512))
@@ -89,8 +89,17 @@ class C3D(WindowModel):
         return self.classifier(self.features(windows.transpose(1, 2)).flatten(1))
 
     @classmethod
-    def small(cls, num_classes: int, frame_shape: Sequence[int] = (1, 32, 32), **options: Any) -> C3D:
-        """One narrow convolution a block, for tests and training on a CPU; `options` go to C3D."""
-        blocks = ((8,), (16,), (32,), (32,))
-        defaults: dict[str, Any] = dict(frames=10, blocks=blocks, dense=(64,), dropout=0.0)
+    def small(
+        cls,
+        num_classes: int,
+        frame_shape: Sequence[int] = (1, 32, 32),
+        *,
+        width: float = 1.0,
+        **options: Any,
+    ) -> C3D:
+        """One narrow convolution a block, for tests and training on a CPU. All layers have `width` times as
+        many channels; `options` go to C3D."""
+        blocks = [scaled(block, width) for block in ((8,), (16,), (32,), (32,))]
+        dense = scaled((64,), width)
+        defaults: dict[str, Any] = dict(frames=10, blocks=blocks, dense=dense, dropout=0.0)
         return cls(num_classes, frame_shape=frame_shape, **{**defaults, **options})

@@ -3,13 +3,14 @@ Representations", 2016 (arXiv 1511.06432)."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from convgru_fused.checks import check_bool
+from convgru_fused.checks import check_bool, check_number
 from convgru_fused.modules import ConvGRU
 
 from .pyramid import HIDDEN_SIZES, RecurrentPyramid
@@ -37,12 +38,14 @@ class GRURCN(RecurrentPyramid):
         bidirectional: a second recurrence reads the frames backwards. It has weights of its own, and its last
             state is concatenated with the first one's: our choices.
         bias: biases in the recurrences.
+        memory: steps, at least 2: biases of the update gates start where a state is kept for about so many
+            (Tallec and Ollivier 2018); None starts them like the other biases.
         dropout: on the input of every classifier.
         variant, recompute: of `convgru_fused.ConvGRU`.
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came. `stacked` together with
-            `bidirectional` is refused, since no definition of it is known.
+            `bidirectional` is refused, since no definition of it is known; so is `memory` without `bias`.
     """
 
     def __init__(
@@ -56,6 +59,7 @@ class GRURCN(RecurrentPyramid):
         stacked: bool = False,
         bidirectional: bool = False,
         bias: bool = False,
+        memory: float | None = None,
         dropout: float = 0.7,
         variant: str = "gru-rcn",
         recompute: bool = False,
@@ -69,6 +73,10 @@ class GRURCN(RecurrentPyramid):
             check_bool(name, value)
         if stacked and bidirectional:
             raise ValueError("stacked: expected False together with bidirectional=True, got True")
+        if memory is not None:
+            check_number("memory", memory, 2)
+            if not bias:
+                raise ValueError(f"memory: expected None together with bias=False, got {memory}")
 
         def make_layer(C: int, K: int, kernel: int) -> ConvGRU:
             options = dict(bidirectional=bidirectional, variant=variant, recompute=recompute)
@@ -79,6 +87,9 @@ class GRURCN(RecurrentPyramid):
         super().__init__(
             num_classes, backbone, frame_shape, hidden_sizes, kernel_size, dropout, D, make_layer
         )
+        if memory is not None:
+            for recurrence in self.recurrences:
+                _remember(recurrence, memory)
         self.stacked = stacked
         self.bidirectional = bidirectional
         layers = zip(self.hidden_sizes, self.hidden_sizes[1:], self.kernel_sizes[1:], strict=False)
@@ -106,3 +117,13 @@ class GRURCN(RecurrentPyramid):
         pooled = F.adaptive_max_pool2d(below.flatten(0, 1), (x.size(-2), x.size(-1)))
         gates = convolution(pooled)
         return F.pad(gates, (0, 0, 0, 0, 0, gates.size(1) // 2)).unflatten(0, (x.size(0), x.size(1)))
+
+
+def _remember(recurrence: nn.Module, steps: float) -> None:
+    """Starts the update gates at 1/steps, where no input says otherwise."""
+    keeps = recurrence.variant == "cudnn"  # whose gate is the part of the state that stays
+    value = math.log(steps - 1) * (1 if keeps else -1)
+    with torch.no_grad():
+        for name, parameter in recurrence.named_parameters():
+            if name.startswith("bias"):  # r|z|n; both are added
+                parameter.chunk(3)[1].fill_(value if name.startswith("bias_ih") else 0.0)

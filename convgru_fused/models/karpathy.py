@@ -25,11 +25,16 @@ class _Small(WindowModel):
 
     @classmethod
     def small(
-        cls: type[Model], num_classes: int, frame_shape: Sequence[int] = (1, 32, 32), **options: Any
+        cls: type[Model],
+        num_classes: int,
+        frame_shape: Sequence[int] = (1, 32, 32),
+        *,
+        width: float = 1.0,
+        **options: Any,
     ) -> Model:
         """The same with narrow layers, no stride in the first and no normalisation, for tests and training on
-        a CPU; `options` go to the constructor."""
-        return cls(num_classes, **{"frame_shape": frame_shape, "trunk": SMALL, **options})
+        a CPU. All layers have `width` times as many channels; `options` go to the constructor."""
+        return cls(num_classes, **{"frame_shape": frame_shape, "trunk": SMALL.scaled(width), **options})
 
 
 class SingleFrame(FrameStack, _Small):

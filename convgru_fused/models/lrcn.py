@@ -20,7 +20,7 @@ from convgru_fused.checks import (
 from convgru_fused.modules import ConvGRU
 
 from .backbones import adopt, only_map
-from .scores import mean_log_probabilities
+from .scores import mean_log_probabilities, scaled
 from .vgg import VGG16, small_vgg
 
 RECURRENCES = ("lstm", "gru")
@@ -112,10 +112,18 @@ class LRCN(nn.Module):
         return cls(num_classes, **{**defaults, **options})
 
     @classmethod
-    def small(cls, num_classes: int, frame_shape: Sequence[int] = (1, 32, 32), **options: Any) -> LRCN:
-        """The same on fc6 of a narrow VGG, for tests and training on a CPU; `options` go to LRCN."""
+    def small(
+        cls,
+        num_classes: int,
+        frame_shape: Sequence[int] = (1, 32, 32),
+        *,
+        width: float = 1.0,
+        **options: Any,
+    ) -> LRCN:
+        """The same on fc6 of a narrow VGG, for tests and training on a CPU. All layers have `width` times as
+        many channels; `options` go to LRCN."""
         shape = check_frame_shape(frame_shape)
         if "backbone" not in options:
-            options["backbone"] = small_vgg(shape[0], ("fc6",))
-        defaults: dict[str, Any] = dict(hidden_size=64, dropout=0.0, frame_shape=shape)
+            options["backbone"] = small_vgg(shape[0], ("fc6",), width)
+        defaults: dict[str, Any] = dict(hidden_size=scaled((64,), width)[0], dropout=0.0, frame_shape=shape)
         return cls(num_classes, **{**defaults, **options})

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from convgru_fused.checks import check_clip, check_frame_shape, check_int, check_number, check_sizes
 
 from .backbones import adopt
-from .scores import PooledClassifier, mean_log_probabilities
-from .vgg import small_vgg
+from .scores import PooledClassifier, mean_log_probabilities, scaled
+from .vgg import PYRAMID, small_vgg
 
 HIDDEN_SIZES = (64, 128, 256, 256, 512)
 SMALL_HIDDEN_SIZES = (8, 16, 32, 32, 32)
@@ -97,11 +97,19 @@ class RecurrentPyramid(nn.Module):
 
     @classmethod
     def small(
-        cls: type[Model], num_classes: int, frame_shape: Sequence[int] = (1, 32, 32), **options: Any
+        cls: type[Model],
+        num_classes: int,
+        frame_shape: Sequence[int] = (1, 32, 32),
+        *,
+        layers: Sequence[str] = PYRAMID,
+        width: float = 1.0,
+        **options: Any,
     ) -> Model:
-        """The same on a narrow VGG, for tests and training on a CPU; `options` go to the constructor."""
+        """The same on maps of a narrow VGG, named in `layers`, for tests and training on a CPU. All layers
+        have `width` times as many channels; `options` go to the constructor."""
         shape = check_frame_shape(frame_shape)
         if "backbone" not in options:
-            options["backbone"] = small_vgg(shape[0])
-        defaults: dict[str, Any] = dict(hidden_sizes=SMALL_HIDDEN_SIZES, dropout=0.0, frame_shape=shape)
+            options["backbone"] = small_vgg(shape[0], layers, width)
+        hidden = scaled(SMALL_HIDDEN_SIZES, width)
+        defaults: dict[str, Any] = dict(hidden_sizes=hidden, dropout=0.0, frame_shape=shape)
         return cls(num_classes, **{**defaults, **options})

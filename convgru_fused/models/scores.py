@@ -58,6 +58,12 @@ def check_logits(name: str, logits: Tensor, expected: tuple[int, int]) -> Tensor
     return F.log_softmax(logits, dim=-1)
 
 
+def scaled(sizes: Sequence[int], width: float) -> tuple[int, ...]:
+    """Every size times `width`, rounded, at least 1."""
+    check_number("width", width, 0)
+    return tuple(max(1, round(size * width)) for size in sizes)
+
+
 def dense_layers(features: int, widths: Sequence[int], num_classes: int, dropout: float) -> nn.Sequential:
     """Rectified linear layers with dropout, and the last, linear one."""
     layers: list[nn.Module] = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -11,7 +11,7 @@ from torch import nn
 from convgru_fused.checks import check_bool, check_int, check_number, check_sizes
 
 from .backbones import output_features
-from .scores import dense_layers, initialize_for_relu
+from .scores import dense_layers, initialize_for_relu, scaled
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,10 @@ class Trunk:
         check_sizes("dense", self.dense)
         check_number("dropout", self.dropout, 0, 1)
         check_bool("normalize", self.normalize)
+
+    def scaled(self, width: float) -> Trunk:
+        """The same with `width` times as many channels and units."""
+        return replace(self, widths=scaled(self.widths, width), dense=scaled(self.dense, width))
 
     def convolutions(self, in_channels: int) -> nn.Sequential:
         """Images (M,C,H,W) -> (M,256,h,w)."""

@@ -150,18 +150,29 @@ class TwoStream(nn.Module):
         return mean_log_probabilities(self.stream_scores(clip, flow), dim=1, weights=weights)
 
     @classmethod
-    def small(cls, num_classes: int, frame_shape: Sequence[int] = (1, 32, 32), **options: Any) -> TwoStream:
-        """Narrow VGGs as both streams, for tests and training on a CPU; `options` go to the constructor."""
+    def small(
+        cls,
+        num_classes: int,
+        frame_shape: Sequence[int] = (1, 32, 32),
+        *,
+        width: float = 1.0,
+        subtract_mean: bool = True,
+        **options: Any,
+    ) -> TwoStream:
+        """Narrow VGGs as both streams, for tests and training on a CPU. All layers have `width` times as many
+        channels; `subtract_mean` is `FlowStack`'s; `options` go to the constructor."""
         C, H, W = check_frame_shape(frame_shape)
         fields = options.setdefault("flow_frames", 9)  # of 10 frames
         check_int("flow_frames", fields)
 
         def network(channels: int) -> FrameClassifier:
-            vgg = small_vgg(channels, ("fc7",))
+            vgg = small_vgg(channels, ("fc7",), width)
             return FrameClassifier(vgg, num_classes, (channels, H, W), dropout=0.0)
 
         streams = {
             "spatial": FrameStack(num_classes, network(C), (C, H, W), frames=1),
-            "temporal": FlowStack(num_classes, network(2 * fields), (2, H, W), fields),
+            "temporal": FlowStack(
+                num_classes, network(2 * fields), (2, H, W), fields, subtract_mean=subtract_mean
+            ),
         }
         return cls(num_classes, frame_shape=(C, H, W), **{**streams, **options})

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from convgru_fused.checks import check_blocks, check_int, check_names, check_number, check_sizes
 
-from .scores import initialize_for_relu
+from .scores import initialize_for_relu, scaled
 
 BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 PYRAMID = ("pool2", "pool3", "pool4", "pool5", "fc7")
@@ -117,9 +117,11 @@ class VGG16(VGG):
         super().__init__(layers=layers)
 
 
-def small_vgg(in_channels: int, layers: Sequence[str] = PYRAMID) -> VGG:
-    """One narrow convolution a block: for frames of 32x32 pixels or more, tests and training on a CPU."""
-    return VGG(SMALL_BLOCKS, (64, 64), 10, in_channels=in_channels, pool_size=1, dropout=0.0, layers=layers)
+def small_vgg(in_channels: int, layers: Sequence[str] = PYRAMID, width: float = 1.0) -> VGG:
+    """One narrow convolution a block: for frames of 32x32 pixels or more, tests and training on a CPU. All
+    layers have `width` times as many channels."""
+    blocks, dense = [scaled(block, width) for block in SMALL_BLOCKS], scaled((64, 64), width)
+    return VGG(blocks, dense, 10, in_channels=in_channels, pool_size=1, dropout=0.0, layers=layers)
 
 
 def vgg16(weights: Path | None = None, seed: int = 0) -> VGG16:

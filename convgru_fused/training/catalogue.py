@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import nn
 from convgru_fused.checks import check_choice
 from convgru_fused.data import (
     CheckedVideos,
+    EventGap,
     EventOrder,
     GeneratedTask,
     LimitedLifetimeDots,
@@ -38,7 +39,6 @@ from convgru_fused.models import (
     SlowFusion,
     TwoStream,
 )
-from convgru_fused.models.vgg import small_vgg
 
 Clips = GeneratedTask | VideoClips | TestClips
 Items = Clips | WithFlow
@@ -130,6 +130,7 @@ def _from_videos(kind: Callable[..., GeneratedTask]) -> Callable[..., Clips]:
 TASKS: dict[str, Callable[..., Clips]] = {
     "dots": _generated(LimitedLifetimeDots),
     "events": _generated(EventOrder),
+    "gaps": _generated(EventGap),
     "paths": _generated(PathTracker),
     "pan": _from_videos(PanDirection),
     "segments": _from_videos(SegmentOrder),
@@ -140,14 +141,6 @@ TASKS: dict[str, Callable[..., Clips]] = {
 _PYRAMID = ("pool1", "pool2", "pool3", "pool4", "fc7")
 
 
-def _pyramid(kind: Any) -> Callable[..., nn.Module]:
-    def build(num_classes: int, frame_shape: tuple[int, int, int], **options: Any) -> nn.Module:
-        options.setdefault("backbone", small_vgg(frame_shape[0], _PYRAMID))
-        return kind.small(num_classes, frame_shape, **options)
-
-    return build
-
-
 FAMILIES: dict[str, Callable[..., nn.Module]] = {
     "single_frame": SingleFrame.small,
     "early_fusion": EarlyFusion.small,
@@ -155,8 +148,8 @@ FAMILIES: dict[str, Callable[..., nn.Module]] = {
     "slow_fusion": SlowFusion.small,
     "c3d": C3D.small,
     "lrcn": LRCN.small,
-    "convlstm": _pyramid(ConvLSTM),
-    "grurcn": _pyramid(GRURCN),
+    "convlstm": partial(ConvLSTM.small, layers=_PYRAMID),
+    "grurcn": partial(GRURCN.small, layers=_PYRAMID),
     "two_stream": TwoStream.small,
 }
 WITH_FLOW = ("two_stream",)  # families whose models take a clip and its flow

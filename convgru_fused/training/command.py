@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
 
     try:
         wanted = run_of(args)
-        folder = args.out or Path("runs") / f"{wanted.task}-{wanted.family}-{wanted.seed}"
+        folder = args.out or Path("runs") / wanted.name
         log = _Log(folder / "tensorboard", wanted) if args.tensorboard else None
 
         def say(step: int, loss: float) -> None:

@@ -28,7 +28,9 @@ from convgru_fused import use_backend
 from convgru_fused.checks import check_choice, check_int, check_number
 from convgru_fused.data import WithFlow
 from convgru_fused.files import replace_file
+from convgru_fused.kept import kept_bytes
 from convgru_fused.models.pyramid import RecurrentPyramid
+from convgru_fused.models.scores import mean_log_probabilities
 
 from .catalogue import FAMILIES, TASKS, WITH_FLOW, Clips, Items
 from .processes import Processes
@@ -36,6 +38,8 @@ from .processes import Processes
 ALONE = Processes()
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 CHECKPOINT, RECORD = "checkpoint.pt", "result.json"
+_KEPT_CLIPS = 4
+_LAYOUTS = {4: torch.channels_last, 5: torch.channels_last_3d}  # by the dimensions of a weight
 _TEST_SEEDS = 1 << 40  # test clips have seeds of their own, from here on
 
 
@@ -57,6 +61,8 @@ class Run:
     test_clips: int = 512
     family_options: dict[str, Any] = field(default_factory=dict)
     task_options: dict[str, Any] = field(default_factory=dict)
+    test_options: dict[str, Any] = field(default_factory=dict)  # of the task, other ones in tests
+    further_tests: dict[str, dict[str, Any]] = field(default_factory=dict)  # the same of others, by name
 
     def __post_init__(self) -> None:
         check_choice("family", self.family, FAMILIES)
@@ -67,9 +73,13 @@ class Run:
         for name in ("learning_rate", "weight_decay", "clip_norm"):
             check_number(name, getattr(self, name), 0)
 
+    @property
+    def name(self) -> str:
+        return f"{self.task}-{self.family}-{self.seed}"
+
     def clips(self, length: int, test: bool = False, **options: Any) -> Clips:
-        seed = self.seed + (_TEST_SEEDS if test else 0)
-        return TASKS[self.task](length, seed, test, **{**self.task_options, **options})
+        seed, instead = (self.seed + _TEST_SEEDS, self.test_options) if test else (self.seed, {})
+        return TASKS[self.task](length, seed, test, **{**self.task_options, **instead, **options})
 
     def items(self, length: int, test: bool = False, **options: Any) -> Items:
         """The clips, with their flow if the family takes it."""
@@ -103,16 +113,28 @@ class Result:
     shuffled_accuracy: float  # on the same with their frames shuffled
     reversed_accuracy: float  # on the same backwards, with the labels of what is then shown
     layer_accuracies: dict[str, float]  # of each layer's classifier, if the family has them
+    further_accuracies: dict[str, float]  # on each of the further tests
+    kept_bytes: int  # that a step keeps between forward and backward, for a clip
     seconds: float = field(compare=False)  # that the steps took
 
     def save(self, file: Path) -> None:
         replace_file(file, lambda part: part.write_text(json.dumps(asdict(self), indent=1)))
 
+    @classmethod
+    def load(cls, file: Path) -> Result:
+        """Raises ValueError naming the file if it is no record."""
+        try:
+            values = json.loads(file.read_text())
+            return cls(**{**values, "run": Run(**values["run"])})
+        except (OSError, TypeError, ValueError, KeyError) as error:
+            raise ValueError(f"{file}: expected the record of a run, got {error}") from error
 
-def _batches(
-    clips: Items, first: int, run: Run, workers: int, processes: Processes
+
+def batches_of(
+    clips: Items, first: int, run: Run, workers: int = 0, processes: Processes = ALONE
 ) -> Iterator[tuple[Any, Tensor]]:
-    """This process's part of every step's batch."""
+    """This process's part of every step's batch, from step `first` on: clips, or clips and their flow, and
+    labels."""
     size = run.batch_size // processes.size
     begins = range(first * run.batch_size + processes.rank * size, len(clips), run.batch_size)
     rest = Subset(clips, [begin + i for begin in begins for i in range(size)])
@@ -140,6 +162,18 @@ def flops_of(model: nn.Module, items: Items) -> int:
     return counter.get_total_flops()
 
 
+def _kept_bytes(model: nn.Module, items: Items) -> int:
+    """What a training step keeps for its backward pass, for a clip, on average over some."""
+    device = next(model.parameters()).device
+    clips = [_inputs(items[index][0], device) for index in range(_KEPT_CLIPS)]
+    inputs = [torch.stack(tensors) for tensors in zip(*clips, strict=True)]
+    was_training = model.training
+    model.train()
+    kept = kept_bytes(lambda: model(*inputs), without=(*inputs, *model.parameters()))
+    model.train(was_training)
+    return kept // _KEPT_CLIPS
+
+
 def _inputs(item: Any, device: Any) -> list[Tensor]:
     """What a model is called with: a clip, or a clip and its flow."""
     return [tensor.to(device) for tensor in ([item] if isinstance(item, Tensor) else item)]
@@ -147,23 +181,28 @@ def _inputs(item: Any, device: Any) -> list[Tensor]:
 
 def evaluate(model: nn.Module, clips: Items, batch_size: int = 64, device: Any = "cpu") -> float:
     """The part of the clips that a model gets right; of videos, by the mean probabilities of their clips."""
-    return _accuracies(model, model, clips, batch_size, device)[0]
+    return _accuracies(model, lambda *inputs: model(*inputs)[:, None], clips, batch_size, device)[0]
 
 
 def evaluate_layers(
     model: nn.Module, clips: Items, batch_size: int = 64, device: Any = "cpu"
-) -> dict[str, float]:
-    """The same of each layer's classifier by its name; empty for a model that has none."""
+) -> tuple[float, dict[str, float]]:
+    """The same, and that of each layer's classifier by its name; of a model that has none, no more."""
     if not isinstance(model, RecurrentPyramid):
-        return {}
-    found = _accuracies(model, model.layer_scores, clips, batch_size, device)
-    return dict(zip(model.layer_names, found, strict=True))
+        return evaluate(model, clips, batch_size, device), {}
+
+    def all_scores(clip: Tensor) -> Tensor:
+        layers = model.layer_scores(clip)
+        return torch.cat([mean_log_probabilities(layers, dim=1)[:, None], layers], dim=1)
+
+    whole, *layers = _accuracies(model, all_scores, clips, batch_size, device)
+    return whole, dict(zip(model.layer_names, layers, strict=True))
 
 
 def _accuracies(
     model: nn.Module, scores_of: Callable[..., Tensor], clips: Items, batch_size: int, device: Any
 ) -> list[float]:
-    """Of every classifier whose log-probabilities scores_of gives, (N,num_classes) or (N,L,num_classes)."""
+    """Of every classifier whose log-probabilities scores_of gives, (N,L,num_classes)."""
     was_training = model.training
     model.eval()
     right: Any = 0
@@ -177,6 +216,42 @@ def _accuracies(
             right = right + (chosen == label[:, None]).sum(0)
     model.train(was_training)
     return [int(count) / len(clips) for count in right]
+
+
+def in_channels_last(model: nn.Module) -> nn.Module:
+    """The model with the weights of its convolutions in channels last, in which they are quicker."""
+    for parameter in model.parameters():
+        if layout := _LAYOUTS.get(parameter.dim()):
+            parameter.data = parameter.data.contiguous(memory_format=layout)
+    return model
+
+
+def optimizer_of(run: Run, model: nn.Module) -> torch.optim.Optimizer:
+    trained = [p for p in model.parameters() if p.requires_grad]
+    return torch.optim.AdamW(trained, run.learning_rate, weight_decay=run.weight_decay)
+
+
+def take_step(
+    run: Run,
+    step: int,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    item: Any,
+    label: Tensor,
+    device: torch.device,
+    amp: torch.dtype | None = None,
+) -> Tensor:
+    """One step of a run on a batch; returns the loss before it."""
+    for group in optimizer.param_groups:
+        group["lr"] = run.rate(step)
+    optimizer.zero_grad(set_to_none=True)
+    with torch.autocast(device.type, amp, enabled=amp is not None):
+        scores = model(*_inputs(item, device))
+    loss = F.nll_loss(scores.float(), label.to(device))
+    loss.backward()
+    nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], run.clip_norm)
+    optimizer.step()
+    return loss
 
 
 def train(
@@ -212,9 +287,10 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     device = torch.device(device)
     model = run.model().to(device).train()
+    if not processes.sharded:  # which only PyTorch's default layout can be
+        in_channels_last(model)
     together = processes.wrap(model)
-    trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, run.learning_rate, weight_decay=run.weight_decay)
+    optimizer = optimizer_of(run, model)
     losses: list[float] = []
     seconds = 0.0
     torch.manual_seed(run.seed * processes.size + processes.rank)  # of dropout
@@ -222,18 +298,10 @@ def train(
     if checkpoint.exists():
         losses, seconds = _restore(checkpoint, run, model, optimizer, device, processes)
     clips = run.items(run.steps * run.batch_size)
-    batches = _batches(clips, len(losses), run, workers, processes)
+    batches = batches_of(clips, len(losses), run, workers, processes)
     began = perf_counter()
     for step, (item, label) in enumerate(batches, start=len(losses)):
-        for group in optimizer.param_groups:
-            group["lr"] = run.rate(step)
-        optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(device.type, amp, enabled=amp is not None):
-            scores = together(*_inputs(item, device))
-        loss = F.nll_loss(scores.float(), label.to(device))
-        loss.backward()
-        nn.utils.clip_grad_norm_(trained, run.clip_norm)
-        optimizer.step()
+        loss = take_step(run, step, together, optimizer, item, label, device, amp)
         losses.append(processes.mean(loss))
         on_step(step, losses[-1])
         seconds, began = seconds + perf_counter() - began, perf_counter()
@@ -243,15 +311,24 @@ def train(
         order: run.items(run.test_clips, test=True, order=order)
         for order in ("forward", "shuffled", "reversed")
     }
+    accuracy, layer_accuracies = evaluate_layers(model, tests["forward"], device=device)
     result = Result(
         run=run,
-        parameters=sum(p.numel() for p in trained),
+        parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
         flops=flops_of(model, run.items(1)),
         losses=losses,
-        accuracy=evaluate(model, tests["forward"], device=device),
+        accuracy=accuracy,
         shuffled_accuracy=evaluate(model, tests["shuffled"], device=device),
         reversed_accuracy=evaluate(model, tests["reversed"], device=device),
-        layer_accuracies=evaluate_layers(model, tests["forward"], device=device),
+        layer_accuracies=layer_accuracies,
+        further_accuracies={
+            # What was tested already need not be again.
+            name: accuracy
+            if run.test_options == {**run.test_options, **options}
+            else evaluate(model, run.items(run.test_clips, test=True, **options), device=device)
+            for name, options in run.further_tests.items()
+        },
+        kept_bytes=_kept_bytes(model, run.items(_KEPT_CLIPS)),
         seconds=seconds,
     )
     if processes.rank == 0:

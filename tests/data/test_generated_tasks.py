@@ -7,10 +7,10 @@ import torch
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from convgru_fused.data import EventOrder, LimitedLifetimeDots, PathTracker
+from convgru_fused.data import EventGap, EventOrder, LimitedLifetimeDots, PathTracker
 from convgru_fused.data.tasks import _AXES, _DIAGONALS
 
-TASKS = [LimitedLifetimeDots, EventOrder, PathTracker]
+TASKS = [LimitedLifetimeDots, EventOrder, EventGap, PathTracker]
 each_task = pytest.mark.parametrize("task", TASKS)
 
 
@@ -217,6 +217,28 @@ def test_order_blind_models_are_capped():
     assert abs(accuracy(lambda clips: (pair(clips) != 1).long(), mixed) - 0.5) < 3 * error
 
 
+@pytest.mark.parametrize("order", ["forward", "reversed"])
+def test_gaps_are_what_is_asked_for(order):
+    """And windows see the first event where they see the second."""
+    items = EventGap(400, gaps=(2, 16), order=order)
+    assert (
+        accuracy(pair, EventGap(80, gaps=(16,), order=order)) == 1
+    )  # whose events are in halves of their own
+    gaps, places = [], [[], []]
+    for clip, _ in items:
+        shown = (signs(clip[None])[0] == 13).any(0).nonzero().flatten().tolist()
+        assert len(shown) == 4 and shown[1] == shown[0] + 1 and shown[3] == shown[2] + 1
+        gaps.append(shown[2] - shown[1] - 1)
+        for which in (0, 1):
+            places[which].append(shown[2 * which] % 10)
+    assert set(gaps) == {2, 16} and abs(gaps.count(2) - 200) < 3 * (400 * 0.25) ** 0.5
+    counts = torch.tensor(places).sort().values
+    assert counts.unique().tolist() == list(range(10))
+    for place in range(10):  # uniform, either's
+        error = (400 * 0.1 * 0.9) ** 0.5
+        assert all(abs(int((found == place).sum()) - 40) < 4 * error for found in counts)
+
+
 # Paths.
 
 
@@ -356,6 +378,29 @@ def test_both_ends_of_paths_are_the_same_in_both_classes():
     assert largest_difference(mass.double(), labels) > 2 * NOISE
 
 
+def test_markers_before_the_ends():
+    """Drills: on the dots, so many frames apart; close in time is close in place, with that dot."""
+    items = PathTracker(400, frames=12, reach=5.0, wander=1.0, distractors=1, spans=(1, 5, 11))
+    spans, far = [], []
+    for clip, label in items:
+        shown = [clip[:, channel].amax((1, 2)).nonzero().flatten().tolist() for channel in (1, 2)]
+        (first,), (last,) = shown
+        spans.append(last - first)
+        ends = torch.stack(
+            [centres(clip[frame, channel][None])[0][0] for frame, channel in ((first, 1), (last, 2))]
+        )
+        for frame, place in ((first, ends[0]), (last, ends[1])):
+            _, mass = centres(clip[frame, 0][None] * window(place[None], 2.5))
+            assert mass > 0.5  # a dot is there
+        if last - first == 1:
+            far.append(((ends[0] - ends[1]).norm().item(), label))
+    assert set(spans) == {1, 5, 11}
+    near, away = ([distance for distance, label in far if label == same] for same in (1, 0))
+    assert max(near) < 4 and sum(away) / len(away) > 2 * sum(near) / len(near)
+    whole = PathTracker(4, frames=12, spans=(11,))
+    assert all(torch.equal(a, b) for (a, _), (b, _) in zip(whole, PathTracker(4, frames=12), strict=True))
+
+
 def test_frames_of_events_do_not_tell_which_came_first():
     clips, labels = clips_and_labels(EventOrder(800, gap=4))
     values = torch.stack([statistics(clips[:, t]) for t in range(clips.size(1))], dim=1)
@@ -414,6 +459,12 @@ def test_wrong_arguments_of_all(task, options, error, message):
         (LimitedLifetimeDots, dict(coherence=("a", 1)), TypeError, r"coherence\[0\]: expected a number"),
         (EventOrder, dict(gap=0), ValueError, "gap: expected at least 1, got 0"),
         (EventOrder, dict(pairs="some"), ValueError, "pairs: expected one of 'all', 'mixed', got 'some'"),
+        (EventGap, dict(gaps=()), ValueError, r"gaps: expected at least one sizes, got \(\)"),
+        (EventGap, dict(gaps=8), TypeError, "gaps: expected a sequence of ints, got 8"),
+        (EventGap, dict(frames=28), ValueError, "frames: expected at least 29, got 28"),
+        (EventGap, dict(starts=0), ValueError, "starts: expected at least 1, got 0"),
+        (PathTracker, dict(spans=(0,)), ValueError, "spans: expected sizes of at least 1, got"),
+        (PathTracker, dict(spans=(32,)), ValueError, "spans: expected numbers below frames=32, got"),
         (EventOrder, dict(noise=2), ValueError, "noise: expected at least 0 and at most 1, got 2"),
         (PathTracker, dict(frames=1), ValueError, "frames: expected at least 2, got 1"),
         (

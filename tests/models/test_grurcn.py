@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional as F
 
 import convgru_fused
+from convgru_fused.eager import VARIANTS
 from convgru_fused.models import GRURCN, VGG
 from convgru_fused.testing import assert_close_to_reference
 
@@ -144,6 +145,24 @@ def test_a_map_of_one_pixel_has_a_1x1_kernel():
     assert tiny().kernel_sizes == (3, 3, 3, 1)
     assert tiny(kernel_size=5).kernel_sizes == (5, 5, 5, 1)
     assert tiny(bias=True).recurrences[0].bias and not tiny().recurrences[0].bias
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_memory(variant, bidirectional):
+    """Where nothing comes in, a state loses an eighth a step."""
+    model = tiny(variant=variant, bidirectional=bidirectional, bias=True, memory=8)
+    recurrence = model.recurrences[1]
+    with torch.no_grad():
+        for name, parameter in recurrence.named_parameters():
+            if "weight" in name:
+                parameter.zero_()
+            elif "bias" in name:
+                parameter.chunk(3)[2].zero_()
+    D = 2 if bidirectional else 1
+    states = torch.ones(D, 1, 4, 4, 4, dtype=torch.float64)
+    _, last = recurrence(torch.zeros(1, 5, 4, 4, 4, dtype=torch.float64), states)
+    torch.testing.assert_close(last, states * (7 / 8) ** 5)
 
 
 def test_small_learns_the_order_of_two_frames(backend):

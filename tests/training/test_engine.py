@@ -142,7 +142,9 @@ def test_accuracy_of_each_layer(tmp_path):
     assert list(result.layer_accuracies) == ["pool1", "pool2", "pool3", "pool4", "fc7"]
     assert all(0 <= accuracy <= 1 for accuracy in result.layer_accuracies.values())
     model, items = Run("grurcn", **DOTS).model().eval(), Run("grurcn", **DOTS).items(5, test=True)
-    found = evaluate_layers(model, items, batch_size=2)["pool2"]
+    accuracy, layers = evaluate_layers(model, items, batch_size=2)
+    assert accuracy == evaluate(model, items)
+    found = layers["pool2"]
     scores = [
         model.layer_scores(clip[None])[0, 1].argmax().item() == label
         for clip, label in map(items.__getitem__, range(5))

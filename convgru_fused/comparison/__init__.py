@@ -1,0 +1,1 @@
+"""The video models against each other: the same tasks, parameters, steps and seeds for all."""
