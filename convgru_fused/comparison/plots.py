@@ -12,6 +12,7 @@ matplotlib.use("Agg")
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 
 from convgru_fused.pictures import INK, STYLE
 
@@ -87,6 +88,7 @@ def draw_extents(records: Records) -> Figure | None:
             means = [records.mean(task, family, of_test(name)) for name in names]
             _line(axis, means, family)
         axis.set_xticks(range(len(names)), names)
+        axis.set_xlabel("frames between what matters")
         _accuracy_axis(records, axis, task)
     _legend(figure, axes)
     return figure
@@ -127,6 +129,8 @@ def draw_costs(records: Records) -> Figure | None:
                     flops, mean.mean, yerr=mean.half_width, fmt="o", color=_COLORS[family], label=family
                 )
         axis.set_xscale("log")
+        for ticks in (axis.xaxis.set_major_formatter, axis.xaxis.set_minor_formatter):
+            ticks(LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.6)))
         axis.set_xlabel("Mflop a clip")
         _accuracy_axis(records, axis, task)
     _legend(figure, axes)

@@ -53,7 +53,7 @@ class ConvLSTM(RecurrentPyramid):
     forward: a clip (N,T,C,H,W) -> log-probabilities (N,num_classes); `layer_scores` gives each layer's.
 
     Args:
-        num_classes, backbone, frame_shape, hidden_sizes, kernel_size, dropout: as in `GRURCN`.
+        num_classes, backbone, frame_shape, hidden_sizes, kernel_size, dropout, average: as in `GRURCN`.
         bias: biases in the recurrences, which Shi et al. have.
 
     Raises:
@@ -70,6 +70,7 @@ class ConvLSTM(RecurrentPyramid):
         kernel_size: int = 3,
         bias: bool = True,
         dropout: float = 0.7,
+        average: str = "probabilities",
     ) -> None:
         check_bool("bias", bias)
         super().__init__(
@@ -79,6 +80,7 @@ class ConvLSTM(RecurrentPyramid):
             hidden_sizes,
             kernel_size,
             dropout,
+            average,
             1,
             lambda C, K, kernel: ConvLSTMLayer(C, K, kernel, bias),
         )

@@ -41,6 +41,8 @@ class GRURCN(RecurrentPyramid):
         memory: steps, at least 2: biases of the update gates start where a state is kept for about so many
             (Tallec and Ollivier 2018); None starts them like the other biases.
         dropout: on the input of every classifier.
+        average: "probabilities", or "log_probabilities", which trains every classifier as if it were alone;
+            forward then gives the mean of their log-probabilities.
         variant, recompute: of `convgru_fused.ConvGRU`.
 
     Raises:
@@ -61,6 +63,7 @@ class GRURCN(RecurrentPyramid):
         bias: bool = False,
         memory: float | None = None,
         dropout: float = 0.7,
+        average: str = "probabilities",
         variant: str = "gru-rcn",
         recompute: bool = False,
     ) -> None:
@@ -85,7 +88,7 @@ class GRURCN(RecurrentPyramid):
         backbone = VGG16() if backbone is None else backbone
         D = 2 if bidirectional else 1
         super().__init__(
-            num_classes, backbone, frame_shape, hidden_sizes, kernel_size, dropout, D, make_layer
+            num_classes, backbone, frame_shape, hidden_sizes, kernel_size, dropout, average, D, make_layer
         )
         if memory is not None:
             for recurrence in self.recurrences:

@@ -9,13 +9,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from convgru_fused.checks import check_clip, check_frame_shape, check_int, check_number, check_sizes
+from convgru_fused.checks import (
+    check_choice,
+    check_clip,
+    check_frame_shape,
+    check_int,
+    check_number,
+    check_sizes,
+)
 
 from .backbones import adopt
 from .scores import PooledClassifier, mean_log_probabilities, scaled
 from .vgg import PYRAMID, small_vgg
 
 HIDDEN_SIZES = (64, 128, 256, 256, 512)
+AVERAGES = ("probabilities", "log_probabilities")
 SMALL_HIDDEN_SIZES = (8, 16, 32, 32, 32)
 
 Model = TypeVar("Model", bound="RecurrentPyramid")
@@ -36,6 +44,9 @@ class RecurrentPyramid(nn.Module):
         hidden_sizes: K of each of the backbone's maps.
         kernel_size: odd; 1 on maps of one pixel, where the other taps would only meet padding.
         dropout: on the input of every classifier.
+        average: of what of the classifiers forward gives the mean: "probabilities" (their logarithm), or
+            "log_probabilities", whose negative is the mean of the classifiers' own losses, so that each is
+            trained as if it were alone.
         D: states a layer hands to its classifier.
         make_layer: (C_l, K_l, kernel size) -> the recurrence.
     """
@@ -48,6 +59,7 @@ class RecurrentPyramid(nn.Module):
         hidden_sizes: Sequence[int],
         kernel_size: int,
         dropout: float,
+        average: str,
         D: int,
         make_layer: Callable[[int, int, int], nn.Module],
     ) -> None:
@@ -58,6 +70,7 @@ class RecurrentPyramid(nn.Module):
         if kernel_size % 2 == 0:
             raise ValueError(f"kernel_size: expected an odd size, got {kernel_size}")
         self.num_classes = num_classes
+        self.average = check_choice("average", average, AVERAGES)
         self.frame_shape = check_frame_shape(frame_shape)
         self.map_shapes = adopt(backbone, self.frame_shape)
         self.hidden_sizes = check_sizes("hidden_sizes", hidden_sizes, len(self.map_shapes))
@@ -93,7 +106,13 @@ class RecurrentPyramid(nn.Module):
         return F.log_softmax(torch.stack(logits, dim=1), dim=-1)
 
     def forward(self, clip: Tensor) -> Tensor:
-        return mean_log_probabilities(self.layer_scores(clip), dim=1)
+        return self.combined(self.layer_scores(clip))
+
+    def combined(self, layer_scores: Tensor) -> Tensor:
+        """What forward makes of the layers' scores: (N,L,num_classes) -> (N,num_classes)."""
+        if self.average == "log_probabilities":
+            return layer_scores.mean(1)
+        return mean_log_probabilities(layer_scores, dim=1)
 
     @classmethod
     def small(

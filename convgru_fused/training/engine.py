@@ -30,7 +30,6 @@ from convgru_fused.data import WithFlow
 from convgru_fused.files import replace_file
 from convgru_fused.kept import kept_bytes
 from convgru_fused.models.pyramid import RecurrentPyramid
-from convgru_fused.models.scores import mean_log_probabilities
 
 from .catalogue import FAMILIES, TASKS, WITH_FLOW, Clips, Items
 from .processes import Processes
@@ -193,7 +192,7 @@ def evaluate_layers(
 
     def all_scores(clip: Tensor) -> Tensor:
         layers = model.layer_scores(clip)
-        return torch.cat([mean_log_probabilities(layers, dim=1)[:, None], layers], dim=1)
+        return torch.cat([model.combined(layers)[:, None], layers], dim=1)
 
     whole, *layers = _accuracies(model, all_scores, clips, batch_size, device)
     return whole, dict(zip(model.layer_names, layers, strict=True))

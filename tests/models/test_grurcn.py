@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 import convgru_fused
 from convgru_fused.eager import VARIANTS
-from convgru_fused.models import GRURCN, VGG
+from convgru_fused.models import GRURCN, VGG, ConvLSTM
 from convgru_fused.testing import assert_close_to_reference
 
 
@@ -108,6 +108,20 @@ def test_scores_are_the_mean_of_each_layers_probabilities(backend):
         torch.testing.assert_close(layers[:, index].exp(), logits.softmax(-1))
     torch.testing.assert_close(model(x).exp(), layers.exp().mean(1))
     assert not torch.allclose(model(x), layers.mean(1))  # which is not the mean of logarithms
+
+
+@pytest.mark.parametrize("Model", [GRURCN, ConvLSTM])
+def test_the_mean_of_log_probabilities_trains_each_classifier_alone(Model):
+    model = Model.small(3, average="log_probabilities")
+    clips, labels = torch.rand(2, 4, 1, 32, 32), torch.tensor([0, 2])
+    layers = model.layer_scores(clips)
+    torch.testing.assert_close(model(clips), layers.mean(1))
+    losses = [F.nll_loss(layers[:, layer], labels) for layer in range(layers.size(1))]
+    loss = F.nll_loss(model(clips), labels)
+    torch.testing.assert_close(loss, sum(losses) / len(losses))
+    parameters = list(model.classifiers[1].parameters())  # of which only the second loss knows
+    own = torch.autograd.grad(losses[1] / len(losses), parameters, retain_graph=True)
+    torch.testing.assert_close(torch.autograd.grad(loss, parameters), own)
 
 
 def test_dropout_is_on_the_input_of_the_classifiers():

@@ -103,6 +103,8 @@ WRONG = [
     (GRURCN, dict(memory=8), ValueError, "memory: expected None together with bias=False, got 8"),
     (C3D, dict(width=-1), ValueError, "width: expected at least 0, got -1"),
     (SingleFrame, dict(width="wide"), TypeError, "width: expected a number, got str"),
+    (GRURCN, dict(average="max"), ValueError, "average: expected one of 'probabilities', 'log_prob"),
+    (ConvLSTM, dict(average=2), ValueError, "average: expected one of 'probabilities', 'log_prob"),
     (ConvLSTM, dict(bias="yes"), TypeError, "bias: expected a bool, got str"),
     (ConvLSTM, dict(kernel_size=4), ValueError, "kernel_size: expected an odd size, got 4"),
     (C3D, dict(frames=0), ValueError, "frames: expected at least 1, got 0"),
