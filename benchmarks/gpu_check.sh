@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Everything that only a GPU can show, in stages; each stage alone by its name. Small files in $OUT.
-#   benchmarks/gpu_check.sh [build] [test] [errors] [sanitize] [bench] [triton] [profile] [tune] [compiled]
-# No stage: all but the last two, which take long. Needs Python with a CUDA build of torch >= 2.11, nvcc, a GPU;
+#   benchmarks/gpu_check.sh [build] [test] [errors] [sanitize] [bench] [triton] [profile] [tune] [compiled] [compare]
+# No stage: all but the last three, which take long. Needs Python with a CUDA build of torch >= 2.11, nvcc, a GPU;
 # no network, nothing installed.
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -54,6 +54,10 @@ run_tune() {
 run_compiled() {
   bench --rows gru_rcn_pool4,gru_rcn_stream,droid_update --backend cuda --peers tuned,compiled,graphed \
     --json "$OUT/bfloat16-compiled.json"
+}
+# The comparison of the video models; put an earlier call's comparison.json in $OUT/compare to go on from there.
+run_compare() {
+  $PYTHON -m convgru_fused compare --preset standard --device cuda --jobs "$(nproc)" --minutes 7 --out "$OUT/compare"
 }
 
 status=0

@@ -407,16 +407,23 @@ def test_scores_of_a_video_are_averaged(root, splits):
     assert evaluate(Model(), clips) == 0.5  # always the first class, which one of two videos has
 
 
-def test_command_on_a_folder(root, tmp_path, capsys):
-    """Without official lists; a file that is none is left out, if asked to."""
+@pytest.fixture
+def plain_folder(root, tmp_path):
+    """Without official lists."""
+    folder = tmp_path / "videos"
     for part, groups in (("train", (1, 2, 3)), ("test", (4,))):
         for name in CLASSES:
-            (tmp_path / part / name).mkdir(parents=True)
+            (folder / part / name).mkdir(parents=True)
             for group in groups:
                 file = f"v_{name}_g{group:02d}_c01.avi"
-                (tmp_path / part / name / file).symlink_to(root / name / file)
-    (tmp_path / "train" / "Left" / "cut.avi").write_bytes(b"RIFF")
-    command = ["train", "--family", "single_frame", "--task", "videos", "--root", str(tmp_path)]
+                (folder / part / name / file).symlink_to(root / name / file)
+    return folder
+
+
+def test_train_on_a_folder(plain_folder, tmp_path, capsys):
+    """A file that is no video is left out, if asked to."""
+    (plain_folder / "train" / "Left" / "cut.avi").write_bytes(b"RIFF")
+    command = ["train", "--family", "single_frame", "--task", "videos", "--root", str(plain_folder)]
     command += ["--steps", "2", "--batch-size", "2", "--out", str(tmp_path / "run")]
     assert main(command) == 2
     assert "cut.avi" in capsys.readouterr().err
@@ -425,3 +432,18 @@ def test_command_on_a_folder(root, tmp_path, capsys):
     assert (tmp_path / "run" / RECORD).exists()
     assert main(command[:5]) == 2
     assert "--root: expected the folder of the videos" in capsys.readouterr().err
+
+
+def test_compare_on_a_folder(plain_folder, tmp_path, capsys):
+    plan = tmp_path / "plan.yaml"
+    plan.write_text(f"""
+seeds: 1
+budget: 20000
+families: [single_frame, two_stream, grurcn]
+tasks: {{videos: {{steps: 2, batch_size: 2, task_options: {{root: {plain_folder}}}}}}}
+""")
+    assert main(["compare", "--config", str(plan), "--out", str(tmp_path), "--jobs", "1"]) == 0
+    printed = capsys.readouterr().out
+    assert "3 of 3 runs" in printed and "videos (chance 0.5)" in printed
+    for family in ("single_frame", "two_stream", "grurcn"):
+        assert (tmp_path / "runs" / f"videos-{family}-0" / RECORD).exists()
