@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import statistics
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -81,6 +84,8 @@ def execute(
         seconds: after so many no further run is begun.
         on_result: called after each.
 
+    Raises RuntimeError if one of the processes was killed.
+
     Returns what went wrong: the message of every run that failed, by its name.
     """
     failed: dict[str, str] = {}
@@ -88,7 +93,7 @@ def execute(
     waiting = iter(runs)
     # A forked process has neither its parent's threads nor its CUDA context.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, context, initializer=torch.set_num_threads, initargs=(threads,)) as pool:
+    with ProcessPoolExecutor(jobs, context, initializer=_begin, initargs=(threads,)) as pool:
         working: dict[Future[Result], Run] = {}
         try:
             while True:
@@ -101,14 +106,32 @@ def execute(
                     return failed
                 for future in wait(working, return_when=FIRST_COMPLETED).done:
                     run = working.pop(future)
-                    if (error := future.exception()) is not None:
+                    error = future.exception()
+                    if isinstance(error, BrokenProcessPool):
+                        raise error
+                    if error is not None:
                         failed[run.name] = f"{type(error).__name__}: {error}"
                     else:
                         on_result(run, future.result())
+        except BrokenProcessPool as error:
+            raise RuntimeError("a process was killed") from error
         except BaseException:
             for process in list(pool._processes.values()):
                 process.terminate()
             raise
+
+
+def _begin(threads: int) -> None:
+    """In every process, which ends with its parent however that ends."""
+    torch.set_num_threads(threads)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _train(run: Run, folder: Path, device: str) -> Result:

@@ -1,7 +1,13 @@
 """The plans, the runs that follow from them, and the command."""
 
 import json
+import os
 import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -189,6 +195,50 @@ def test_a_run_that_fails(plan_file, tmp_path, capsys):
     assert "3 of 4 runs" in captured.out
     assert "failed: dots-grurcn-0: FileExistsError: " in captured.err
     assert (tmp_path / command.REPORT).exists()
+
+
+SLOW = PLAN.replace("seeds: 2", "seeds: 1").replace("steps: 2", "steps: 100000")
+
+
+@pytest.fixture
+def started(plan_file, tmp_path):
+    """The command on long runs, and its children, from /proc: multiprocessing's own, and two that train."""
+    if not Path("/proc/self/task").exists():
+        pytest.skip("no /proc")
+    plan_file.write_text(SLOW)
+    options = ["compare", "--jobs", "2", "--config", plan_file, "--out", tmp_path]
+    command = [sys.executable, "-m", "convgru_fused", *map(str, options)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 60
+        while not all((tmp_path / "runs" / f"dots-{name}-0").exists() for name in ("lrcn", "grurcn")):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
+        yield process, [int(pid) for pid in children.split()]
+        process.kill()
+
+
+def ended(pid):
+    for _ in range(300):
+        if not Path(f"/proc/{pid}/cmdline").exists() or not Path(f"/proc/{pid}/cmdline").read_text():
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def test_processes_end_with_a_killed_command(started):
+    process, children = started
+    process.kill()
+    process.wait()
+    assert len(children) == 3 and all(ended(pid) for pid in children)
+
+
+def test_a_killed_process(started):
+    process, children = started
+    os.kill(children[1], signal.SIGKILL)  # the first that trains: the pool sees the last one later
+    error = process.communicate(timeout=60)[1]
+    assert process.returncode == 1 and "a process was killed; the same command goes on" in error
+    assert all(ended(pid) for pid in children)
 
 
 @pytest.mark.parametrize(
