@@ -232,6 +232,28 @@ def test_one_kernel_for_the_sequence_or_many(library, backend, dtype, sample):
             assert launches == sum(row_tiles <= 2 * (blocks // across) for across in tiles)
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({}, "one kernel, 4 blocks of 256 threads, 6 stages, "),
+        ({"resident_blocks": 0}, "kernels for every step, convolutions by our own"),
+        ({"resident_blocks": 0, "by_library": True}, "kernels for every step, convolutions by PyTorch's library"),
+    ],
+    ids=str,
+)
+def test_how_it_is_run_is_said(backend, options, words, monkeypatch, capfd):
+    sample = Sample("said", T=3, N=1, C=4, K=32, H=5, W=9, kernel=(3, 5))
+    name = backend(**options)
+    BACKENDS[name].conv_gru(*sample.arguments(torch.bfloat16), save_gates=False)
+    assert capfd.readouterr().err == ""
+    monkeypatch.setenv("CONVGRU_FUSED_VERBOSE", "1")
+    run(name, sample, torch.bfloat16)
+    forward, backward = capfd.readouterr().err.splitlines()
+    problem = "T=3 N=1 K=32 5x9, kernel 3x5, BFloat16: "
+    assert forward.startswith(f"convgru_fused: gru-rcn forward, {problem}{words}")
+    assert backward.startswith(f"convgru_fused: gru-rcn backward, {problem}{words[:10]}")
+
+
 def test_one_kernel_whose_weights_leave_little_room(library, backend):
     """A shorter ring of pixels."""
     sample = Sample("wide", T=2, N=1, C=4, K=256, H=2, W=20)

@@ -53,18 +53,13 @@ void convolve(const Convolution<T>& conv, const Epilogue<T>& epilogue, Stream st
 // With more tiles of rows for a block there are pixels enough for a kernel for each convolution.
 constexpr int64_t kMostTilesOfBlock = 2;
 
-// How a sequence is one kernel.
-struct SequencePlan {
-  int across[2];  // tiles of columns of each phase
-  int down;       // blocks for each of them; 0: it is not
-  size_t shared_bytes;
-};
-
 template <class Config, int kRingStages, class T, template <class> class Sequence>
 SequencePlan plan_sequence(const Sequence<T>& sequence) {
   using Tiles = BlockTiles<T, Config, kRingStages>;
   const Convolution<T>& conv = sequence.convolutions[0];
   SequencePlan plan{};
+  plan.threads = Config::kThreads;
+  plan.stages = kRingStages;
   int64_t weight_elements = 0;
   for (int p = 0; p < Sequence<T>::kPhases; ++p) {
     plan.across[p] = Tiles::across(sequence.convolutions[p]);
@@ -96,7 +91,7 @@ bool with_sequence_plan(const Sequence<T>& sequence, const F& f) {
   const auto try_stages = [&]<class Config, int kStages>() {
     const SequencePlan plan = plan_sequence<Config, kStages>(sequence);
     if (plan.down == 0) return false;
-    f(sequence_kernel<T, Config, kStages, Sequence<T>>, Config::kThreads, plan);
+    f(sequence_kernel<T, Config, kStages, Sequence<T>>, plan);
     return true;
   };
   const auto try_config = [&]<class Config>() {
@@ -113,17 +108,19 @@ bool with_sequence_plan(const Sequence<T>& sequence, const F& f) {
 }
 
 template <class T, template <class> class Sequence>
-bool is_one_kernel(const Sequence<T>& sequence) {
-  return with_sequence_plan(sequence, [](auto, int, const SequencePlan&) {});
+SequencePlan sequence_plan(const Sequence<T>& sequence) {
+  SequencePlan found{};
+  with_sequence_plan(sequence, [&](auto, const SequencePlan& plan) { found = plan; });
+  return found;
 }
 
 template <class T, template <class> class Sequence>
 void run_sequence(const Sequence<T>& sequence, Stream stream) {
-  with_sequence_plan(sequence, [&](auto kernel, int threads, const SequencePlan& plan) {
+  with_sequence_plan(sequence, [&](auto kernel, const SequencePlan& plan) {
     clear(sequence.meet, sizeof(unsigned), stream);
-    const dim3 grid(static_cast<unsigned>((plan.across[0] + plan.across[1]) * plan.down));
+    const dim3 grid(static_cast<unsigned>(plan.blocks()));
     launch(
-        kernel, Launch{grid, threads, plan.shared_bytes, stream, /*cooperative=*/true}, sequence,
+        kernel, Launch{grid, plan.threads, plan.shared_bytes, stream, /*cooperative=*/true}, sequence,
         plan.across[0], plan.across[1], plan.down);
   });
 }
@@ -172,13 +169,13 @@ void transpose(const Transpose<T>& args, Stream stream) {
 
 #define CONVGRU_INSTANTIATE_CUDA(T)                                   \
   template void pack<T>(const Weights<T>&, T*, Stream);               \
-  template bool is_one_kernel<T>(const GruRcnForward<T>&);            \
+  template SequencePlan sequence_plan<T>(const GruRcnForward<T>&);    \
   template void run_sequence<T>(const GruRcnForward<T>&, Stream);     \
-  template bool is_one_kernel<T>(const CudnnForward<T>&);             \
+  template SequencePlan sequence_plan<T>(const CudnnForward<T>&);     \
   template void run_sequence<T>(const CudnnForward<T>&, Stream);      \
-  template bool is_one_kernel<T>(const GruRcnBackward<T>&);           \
+  template SequencePlan sequence_plan<T>(const GruRcnBackward<T>&);   \
   template void run_sequence<T>(const GruRcnBackward<T>&, Stream);    \
-  template bool is_one_kernel<T>(const CudnnBackward<T>&);            \
+  template SequencePlan sequence_plan<T>(const CudnnBackward<T>&);    \
   template void run_sequence<T>(const CudnnBackward<T>&, Stream);     \
   template void previous_states<T>(const PreviousStates<T>&, Stream); \
   template void valid_images<T>(const ValidImages<T>&, Stream);       \

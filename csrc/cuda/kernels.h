@@ -270,6 +270,7 @@ struct ForwardSteps {
 
 template <class T>
 struct GruRcnForward {
+  static constexpr const char* kName = "gru-rcn forward";
   static constexpr int kPhases = 2;
   ForwardSteps<T> steps;
   Convolution<T> convolutions[kPhases];
@@ -302,6 +303,7 @@ struct GruRcnForward {
 
 template <class T>
 struct CudnnForward {
+  static constexpr const char* kName = "cudnn forward";
   static constexpr int kPhases = 1;
   ForwardSteps<T> steps;
   Convolution<T> convolutions[kPhases];
@@ -359,6 +361,7 @@ constexpr Epilogue at_backward_step(
 
 template <class T>
 struct GruRcnBackward {
+  static constexpr const char* kName = "gru-rcn backward";
   static constexpr int kPhases = 2;
   BackwardSteps steps;
   Convolution<T> convolutions[kPhases];  // of d_rz, of d_n
@@ -390,6 +393,7 @@ struct GruRcnBackward {
 
 template <class T>
 struct CudnnBackward {
+  static constexpr const char* kName = "cudnn backward";
   static constexpr int kPhases = 1;
   BackwardSteps steps;
   Convolution<T> convolutions[kPhases];  // of hidden
@@ -450,13 +454,22 @@ void convolve(const Convolution<T>& convolution, const Epilogue<T>& epilogue, St
 template <class T, template <class> class Epilogue>
 void elementwise(int64_t rows, int channels, const T* sums, const Epilogue<T>& epilogue, Stream stream);
 
-// Whether a sequence can be one kernel, whose blocks are all there at the same time, keep their weights on
-// the chip for all steps and wait for each other after every phase: not if it does not fit the GPU or has too
-// many pixels to gain by it.
-template <class T, template <class> class Sequence>
-bool is_one_kernel(const Sequence<T>& sequence);
+// How a sequence is one kernel, whose blocks are all there at the same time, keep their weights on the chip
+// for all steps and wait for each other after every phase.
+struct SequencePlan {
+  int across[2];  // tiles of columns of each phase
+  int down;       // blocks for each of them; 0: it is not one kernel
+  size_t shared_bytes;
+  int threads, stages;  // of a block; of its ring of pixels
 
-// Runs such a sequence.
+  int blocks() const { return (across[0] + across[1]) * down; }
+};
+
+// It is not one kernel if it does not fit the GPU or has too many pixels to gain by it.
+template <class T, template <class> class Sequence>
+SequencePlan sequence_plan(const Sequence<T>& sequence);
+
+// Runs a sequence that is one kernel.
 template <class T, template <class> class Sequence>
 void run_sequence(const Sequence<T>& sequence, Stream stream);
 

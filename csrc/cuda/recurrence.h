@@ -1,6 +1,10 @@
 // The recurrence on a GPU. Inside, everything is channels last: (T,N,H,W,channels).
 #pragma once
 #include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <sstream>
+#include <string>
 #include <tuple>
 #include <type_traits>
 #include <vector>
@@ -229,15 +233,36 @@ Tensor meeting_place(const Call& call) {
   return call.empty({static_cast<int64_t>(kElements)});
 }
 
+// With CONVGRU_FUSED_VERBOSE=1, how a sequence is run: a line on standard error.
+template <class T, template <class> class Sequence>
+void say_how(const Call& call, const Sequence<T>& sequence, const SequencePlan& plan) {
+  const char* wanted = std::getenv("CONVGRU_FUSED_VERBOSE");
+  if (wanted == nullptr || std::string(wanted) != "1") return;
+  const Convolution<T>& conv = sequence.convolutions[0];
+  std::ostringstream line;
+  line << "convgru_fused: " << Sequence<T>::kName << ", T=" << call.p.T << " N=" << call.p.N
+       << " K=" << call.p.K << " " << call.p.H << "x" << call.p.W << ", kernel " << conv.kernel_h << "x"
+       << conv.kernel_w << ", " << torch::headeronly::toString(call.weight_hh().scalar_type()) << ": ";
+  if (plan.down > 0)
+    line << "one kernel, " << plan.blocks() << " blocks of " << plan.threads << " threads, " << plan.stages
+         << " stages, " << plan.shared_bytes << " bytes of shared memory";
+  else
+    line << "kernels for every step, convolutions by "
+         << (prefers_library(call) ? "PyTorch's library" : "our own");
+  std::fprintf(stderr, "%s\n", line.str().c_str());
+}
+
 // By one kernel if that can be, else phase by phase. convolutions: those of the phases of a step.
 template <class T, template <class> class Sequence>
 void run(
-    const Sequence<T>& sequence, const std::vector<PreparedConvolution<T>*>& convolutions, Stream stream) {
+    const Call& call, const Sequence<T>& sequence, const std::vector<PreparedConvolution<T>*>& convolutions) {
   const int64_t count = sequence.steps.count;
-  const bool at_once = count > 1 && is_one_kernel(sequence);
+  const SequencePlan plan = count > 1 ? sequence_plan(sequence) : SequencePlan{};
+  const bool at_once = plan.down > 0;
+  say_how(call, sequence, plan);
   for (PreparedConvolution<T>* convolution : convolutions)
     at_once ? convolution->pack() : convolution->prepare();
-  if (at_once) return run_sequence(sequence, stream);
+  if (at_once) return run_sequence(sequence, call.stream);
   for (int64_t i = 0; i < count; ++i) {
     convolutions[0]->run(sequence.template phase<0>(i));
     if constexpr (Sequence<T>::kPhases == 2) convolutions[1]->run(sequence.template phase<1>(i));

@@ -48,7 +48,7 @@ Tensor run_backwards(const Call& call, const Buffers& buffers, bool wants_hx) {
         {of(U, buffers.hidden)},
         {k, call.valid(0), grad_output, gates, previous, carried, d, hidden},
         data<unsigned>(meet)};
-    run(sequence, {&U}, call.stream);
+    run(call, sequence, {&U});
     finish(U, sequence.convolutions[0]);
     return carry;
   }
@@ -61,7 +61,7 @@ Tensor run_backwards(const Call& call, const Buffers& buffers, bool wants_hx) {
        data<T>(*buffers.hidden_n)},
       {k, gates, previous, carried, d, hidden, rh},
       data<unsigned>(meet)};
-  run(sequence, {&U_rz, &U_n}, call.stream);
+  run(call, sequence, {&U_rz, &U_n});
   finish(U_rz, sequence.convolutions[0]);
   return carry;
 }

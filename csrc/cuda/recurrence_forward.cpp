@@ -92,7 +92,7 @@ std::tuple<Tensor, Tensor> forward(const Call& call, bool save_gates) {
         {k, outside.addends(), bias_hn<T>(call), has_a ? data<T>(*outside.convolved()) : nullptr,
          save_gates ? data<T>(gates) : nullptr, call.valid(0), nullptr, nullptr, nullptr},
         data<unsigned>(meet)};
-    run(sequence, {&U}, call.stream);
+    run(call, sequence, {&U});
     return {as_images<T>(call, outputs, channels_last), gates};
   }
 
@@ -117,7 +117,7 @@ std::tuple<Tensor, Tensor> forward(const Call& call, bool save_gates) {
       {p.relu, k, outside.addends(), data<T>(a), has_a || joined, save_gates, call.valid(0), nullptr, nullptr,
        nullptr},
       data<unsigned>(meet)};
-  run(sequence, {&U_rz, &U_n}, call.stream);
+  run(call, sequence, {&U_rz, &U_n});
   return {
       as_images<T>(call, outputs, channels_last),
       save_gates ? stable::view(a, gates_shape) : call.empty(gates_shape)};
