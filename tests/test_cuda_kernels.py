@@ -237,7 +237,10 @@ def test_one_kernel_for_the_sequence_or_many(library, backend, dtype, sample):
     [
         ({}, "one kernel, 4 blocks of 256 threads, 6 stages, "),
         ({"resident_blocks": 0}, "kernels for every step, convolutions by our own"),
-        ({"resident_blocks": 0, "by_library": True}, "kernels for every step, convolutions by PyTorch's library"),
+        (
+            {"resident_blocks": 0, "by_library": True},
+            "kernels for every step, convolutions by PyTorch's library",
+        ),
     ],
     ids=str,
 )

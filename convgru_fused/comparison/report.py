@@ -48,8 +48,8 @@ def show(document: Document, out: Console) -> None:
         out.print(Text(line))
 
 
-def write(document: Document, file: Path) -> list[str]:
-    """Writes the report; returns the names of its pictures."""
+def write(document: Document, file: Path) -> None:
+    """Writes the report, and its pictures alone as FILE-NAME.svg beside it."""
     records = Records(document)
     pictures = draw_all(records)
     template = Environment(autoescape=True, trim_blocks=True).from_string(
@@ -65,7 +65,8 @@ def write(document: Document, file: Path) -> list[str]:
         fused=_fused(document),
     )
     replace_file(file, lambda part: part.write_text(text))
-    return list(pictures)
+    for name, picture in pictures.items():
+        (file.parent / f"{file.stem}-{name}.svg").write_text(picture)
 
 
 def _inline(picture: str) -> str:

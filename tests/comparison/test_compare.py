@@ -136,6 +136,8 @@ def test_command(plan_file, tmp_path, capsys, monkeypatch):
     assert all(times.loss_difference < 1e-4 for times in document.fused)
 
     report = (out / command.REPORT).read_text()
+    pictures = sorted(file.name for file in out.glob("*.svg"))
+    assert pictures == [f"comparison-{name}.svg" for name in ("accuracy", "cost", "extent", "layers")]
     assert report.count("<svg") == 4 and report.count("<table>") == 2
     for text in ("grurcn", "pool1", "Hypotheses", "kept/clip"):
         assert text in report
