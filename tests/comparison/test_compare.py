@@ -199,7 +199,12 @@ def test_a_run_that_fails(plan_file, tmp_path, capsys):
     assert (tmp_path / command.REPORT).exists()
 
 
-SLOW = PLAN.replace("seeds: 2", "seeds: 1").replace("steps: 2", "steps: 100000")
+SLOW = """
+seeds: 1
+budget: 20000
+families: [lrcn, grurcn]
+tasks: {dots: {steps: 100000, batch_size: 2}}
+"""
 
 
 @pytest.fixture
@@ -211,7 +216,7 @@ def started(plan_file, tmp_path):
     options = ["compare", "--jobs", "2", "--config", plan_file, "--out", tmp_path]
     command = [sys.executable, "-m", "convgru_fused", *map(str, options)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         while not all((tmp_path / "runs" / f"dots-{name}-0").exists() for name in ("lrcn", "grurcn")):
             assert time.monotonic() < deadline
             time.sleep(0.1)
