@@ -3,16 +3,16 @@ Representations", 2016 (arXiv 1511.06432)."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from convgru_fused.checks import check_bool, check_number
+from convgru_fused.checks import check_bool
 from convgru_fused.modules import ConvGRU
 
+from .memory import check_memory, start_with_memory
 from .pyramid import HIDDEN_SIZES, RecurrentPyramid
 from .vgg import VGG16
 
@@ -70,16 +70,12 @@ class GRURCN(RecurrentPyramid):
         for name, value in (
             ("stacked", stacked),
             ("bidirectional", bidirectional),
-            ("bias", bias),
             ("recompute", recompute),
         ):
             check_bool(name, value)
         if stacked and bidirectional:
             raise ValueError("stacked: expected False together with bidirectional=True, got True")
-        if memory is not None:
-            check_number("memory", memory, 2)
-            if not bias:
-                raise ValueError(f"memory: expected None together with bias=False, got {memory}")
+        check_memory(memory, bias)
 
         def make_layer(C: int, K: int, kernel: int) -> ConvGRU:
             options = dict(bidirectional=bidirectional, variant=variant, recompute=recompute)
@@ -92,7 +88,7 @@ class GRURCN(RecurrentPyramid):
         )
         if memory is not None:
             for recurrence in self.recurrences:
-                _remember(recurrence, memory)
+                start_with_memory(recurrence, memory)
         self.stacked = stacked
         self.bidirectional = bidirectional
         layers = zip(self.hidden_sizes, self.hidden_sizes[1:], self.kernel_sizes[1:], strict=False)
@@ -120,13 +116,3 @@ class GRURCN(RecurrentPyramid):
         pooled = F.adaptive_max_pool2d(below.flatten(0, 1), (x.size(-2), x.size(-1)))
         gates = convolution(pooled)
         return F.pad(gates, (0, 0, 0, 0, 0, gates.size(1) // 2)).unflatten(0, (x.size(0), x.size(1)))
-
-
-def _remember(recurrence: nn.Module, steps: float) -> None:
-    """Starts the update gates at 1/steps, where no input says otherwise."""
-    keeps = recurrence.variant == "cudnn"  # whose gate is the part of the state that stays
-    value = math.log(steps - 1) * (1 if keeps else -1)
-    with torch.no_grad():
-        for name, parameter in recurrence.named_parameters():
-            if name.startswith("bias"):  # r|z|n; both are added
-                parameter.chunk(3)[1].fill_(value if name.startswith("bias_ih") else 0.0)

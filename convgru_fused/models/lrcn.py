@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from convgru_fused.checks import (
-    check_bool,
     check_choice,
     check_clip,
     check_frame_shape,
@@ -20,6 +19,7 @@ from convgru_fused.checks import (
 from convgru_fused.modules import ConvGRU
 
 from .backbones import adopt, only_map
+from .memory import check_memory, start_with_memory
 from .scores import mean_log_probabilities, scaled
 from .vgg import VGG16, small_vgg
 
@@ -46,6 +46,8 @@ class LRCN(nn.Module):
             kernels), not torch.nn.GRU's.
         readout: "mean", the mean of the probabilities after every step; or "last", those after the last.
         bias: biases in the recurrence.
+        memory: steps, at least 2: biases of the gates that keep the state start where they keep it for about
+            so many (`convgru_fused.models.memory`); None starts them like the other biases.
         dropout: on the classifier's input.
 
     Raises:
@@ -63,6 +65,7 @@ class LRCN(nn.Module):
         recurrence: str = "lstm",
         readout: str = "mean",
         bias: bool = True,
+        memory: float | None = None,
         dropout: float = 0.9,
     ) -> None:
         super().__init__()
@@ -71,18 +74,20 @@ class LRCN(nn.Module):
         check_int("num_layers", num_layers)
         check_choice("recurrence", recurrence, RECURRENCES)
         check_choice("readout", readout, READOUTS)
-        check_bool("bias", bias)
+        check_memory(memory, bias)
         check_number("dropout", dropout, 0, 1)
         self.num_classes = num_classes
         self.frame_shape = check_frame_shape(frame_shape)
         self.backbone = VGG16(layers=("fc6",)) if backbone is None else backbone
         self.layer, (features, _, _) = only_map(adopt(self.backbone, self.frame_shape))
         self.readout = readout
-        self.recurrence: nn.Module
+        self.recurrence: nn.LSTM | ConvGRU
         if recurrence == "lstm":
             self.recurrence = nn.LSTM(features, hidden_size, num_layers, bias, batch_first=True)
         else:
             self.recurrence = ConvGRU(features, hidden_size, 1, num_layers, bias, batch_first=True)
+        if memory is not None:
+            start_with_memory(self.recurrence, memory)
         self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(hidden_size, num_classes)
 

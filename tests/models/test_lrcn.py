@@ -68,3 +68,17 @@ def test_vgg16_rnn_is_gru_rcn_on_fc7_alone(backend):
 def test_layers_on_each_other():
     assert LRCN.small(4, num_layers=2).recurrence.num_layers == 2
     assert LRCN.small(4, num_layers=2, recurrence="gru")(clip()).shape == (2, 4)
+
+
+def test_memory():
+    """Where nothing comes in, the LSTM's cell loses an eighth a step."""
+    lstm = LRCN.small(2, hidden_size=3, memory=8).recurrence
+    with torch.no_grad():
+        for name, parameter in lstm.named_parameters():
+            if "weight" in name:
+                parameter.zero_()
+            else:
+                parameter.chunk(4)[2].zero_()  # of what comes in
+    ones = torch.ones(1, 1, 3)
+    _, (_, cell) = lstm(torch.zeros(1, 5, lstm.input_size), (ones, ones))
+    torch.testing.assert_close(cell, ones * (7 / 8) ** 5)

@@ -119,6 +119,8 @@ WRONG = [
     (LRCN, dict(hidden_size=0), ValueError, "hidden_size: expected at least 1, got 0"),
     (LRCN, dict(num_layers=1.0), TypeError, "num_layers: expected an int, got float"),
     (LRCN, dict(bias=2), TypeError, "bias: expected a bool, got int"),
+    (LRCN, dict(memory=1), ValueError, "memory: expected at least 2, got 1"),
+    (LRCN, dict(memory=8, bias=False), ValueError, "memory: expected None together with bias=False, got 8"),
     (LRCN, dict(dropout=2), ValueError, "dropout: expected at least 0 and at most 1, got 2"),
     (TwoStream, dict(flow_frames=0), ValueError, "flow_frames: expected at least 1, got 0"),
     (TwoStream, dict(flow_weight=2), ValueError, "flow_weight: expected at least 0 and at most 1, got 2"),
