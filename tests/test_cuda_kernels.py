@@ -235,7 +235,7 @@ def test_one_kernel_for_the_sequence_or_many(library, backend, dtype, sample):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({}, "one kernel, 4 blocks of 256 threads, 6 stages, "),
+        ({}, "one kernel, 3 blocks of 256 threads, 6 stages, "),
         ({"resident_blocks": 0}, "kernels for every step, convolutions by our own"),
         (
             {"resident_blocks": 0, "by_library": True},

@@ -161,16 +161,13 @@ def flops_of(model: nn.Module, items: Items) -> int:
     return counter.get_total_flops()
 
 
-def _kept_bytes(model: nn.Module, items: Items) -> int:
-    """What a training step keeps for its backward pass, for a clip, on average over some."""
-    device = next(model.parameters()).device
+def _kept_bytes(run: Run, device: torch.device) -> int:
+    """What a training step keeps for its backward pass, for a clip, on average over some. On a model of its
+    own, for one that is sharded has no memory that could be told apart."""
+    model, items = in_channels_last(run.model().to(device).train()), run.items(_KEPT_CLIPS)
     clips = [_inputs(items[index][0], device) for index in range(_KEPT_CLIPS)]
     inputs = [torch.stack(tensors) for tensors in zip(*clips, strict=True)]
-    was_training = model.training
-    model.train()
-    kept = kept_bytes(lambda: model(*inputs), without=(*inputs, *model.parameters()))
-    model.train(was_training)
-    return kept // _KEPT_CLIPS
+    return kept_bytes(lambda: model(*inputs), without=(*inputs, *model.parameters())) // _KEPT_CLIPS
 
 
 def _inputs(item: Any, device: Any) -> list[Tensor]:
@@ -327,7 +324,7 @@ def train(
             else evaluate(model, run.items(run.test_clips, test=True, **options), device=device)
             for name, options in run.further_tests.items()
         },
-        kept_bytes=_kept_bytes(model, run.items(_KEPT_CLIPS)),
+        kept_bytes=_kept_bytes(run, device),
         seconds=seconds,
     )
     if processes.rank == 0:
