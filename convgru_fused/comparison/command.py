@@ -96,21 +96,24 @@ def _compare(plan: Plan, folder: Path, args: argparse.Namespace) -> tuple[Docume
     from .execution import differences, execute, recorded, time_fused
 
     before = Document.load(folder / RECORDS) if (folder / RECORDS).exists() else None
-    if before is not None and before.plan == plan:
-        fused = before.fused
+    continued = before if before is not None and before.plan == plan else None
+    if continued is not None:
+        fused = continued.fused
     else:  # alone on the machine, so before everything else
         first = [run for run in plan.runs if run.family == "grurcn" and run.seed == 0]
         fused = [time_fused(run, args.device) for run in first]
-    earlier = [] if before is None else before.results
+    earlier = {} if before is None else {result.run.name: result for result in before.results}
 
     def result_of(run: Run) -> Result | None:
         """From the run's folder, or from the records."""
-        same = (result for result in earlier if not differences(result.run, run))
-        return recorded(run, folder) or next(same, None)
+        if (result := recorded(run, folder)) is not None:
+            return result
+        result = earlier.get(run.name)
+        return None if result is None or differences(result.run, run) else result
 
     missing = [run for run in plan.runs if result_of(run) is None]
-    if not missing and before is not None and before.plan == plan and len(earlier) == len(plan.runs):
-        return before, {}
+    if continued is not None and not missing and len(earlier) == len(plan.runs):
+        return continued, {}
     done = len(plan.runs) - len(missing)
     if done:
         print(f"{done} of {len(plan.runs)} runs are there")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from convgru_fused.files import replace_file
-from convgru_fused.training.engine import Result, Run
+from convgru_fused.training.engine import Result
 
 from .plan import Plan, plan_of
 
@@ -44,15 +44,8 @@ class Document:
     results: list[Result]  # with _LOSSES means of losses each
 
     def save(self, file: Path) -> None:
-        values = {
-            "schema": SCHEMA,
-            **{name: getattr(self, name) for name in ("machine", "created")},
-            "plan": asdict(self.plan),
-            "fused": [asdict(times) for times in self.fused],
-            "results": [asdict(result) for result in self.results],
-        }
-        lines = json.dumps(values, indent=1)
-        replace_file(file, lambda part: part.write_text(lines + "\n"))
+        text = json.dumps({"schema": SCHEMA, **asdict(self)}, indent=1)
+        replace_file(file, lambda part: part.write_text(text + "\n"))
 
     @classmethod
     def load(cls, file: Path) -> Document:
@@ -66,7 +59,7 @@ class Document:
                 values["machine"],
                 values["created"],
                 [FusedTimes(**times) for times in values["fused"]],
-                [Result(**{**result, "run": Run(**result["run"])}) for result in values["results"]],
+                [Result.of(result) for result in values["results"]],
             )
         except (OSError, TypeError, ValueError, KeyError) as error:
             raise ValueError(f"{file}: expected the records of a comparison, got {error}") from error

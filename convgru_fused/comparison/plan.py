@@ -8,12 +8,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from convgru_fused.checks import check_choice, check_int, check_number
 from convgru_fused.training.budget import width_for
 from convgru_fused.training.catalogue import FAMILIES, TASKS
 from convgru_fused.training.engine import Run
+from convgru_fused.yaml_files import read_yaml
 
 PRESETS = {file.stem: file for file in sorted((Path(__file__).parent / "presets").glob("*.yaml"))}
 
@@ -73,15 +72,15 @@ class Plan:
     @cached_property
     def runs(self) -> list[Run]:
         """A seed after the other, so that what is there after a while says something about everything."""
-        first = {
-            (task, family): self._run(task, family, 0) for task in self.tasks for family in self.families
-        }
-        widths = {key: self._width(run) for key, run in first.items()}
-        return [
-            self._run(task, family, seed, width=widths[task, family])
-            for seed in range(self.seeds)
+        widths = {
+            (task, family): self._width(self._run(task, family, 0))
             for task in self.tasks
             for family in self.families
+        }
+        return [
+            self._run(*pair, seed, width=width)
+            for seed in range(self.seeds)
+            for pair, width in widths.items()
         ]
 
     def _run(self, task: str, family: str, seed: int, **family_options: Any) -> Run:
@@ -106,11 +105,7 @@ def plan_file(preset: str) -> Path:
 
 def read(file: Path) -> Plan:
     """A plan from YAML. Raises ValueError or TypeError naming the file or field that is wrong."""
-    try:
-        values = yaml.safe_load(file.read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise ValueError(f"{file}: expected a plan in YAML, got: {error}") from None
-    return plan_of(values, str(file))
+    return plan_of(read_yaml(file, "a plan"), str(file))
 
 
 def plan_of(values: Any, name: str) -> Plan:

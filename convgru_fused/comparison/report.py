@@ -58,7 +58,7 @@ def write(document: Document, file: Path) -> None:
     text = template.render(
         machine=_machine(document),
         summary=_summary(document),
-        pictures=[(name, _TITLES[name], Markup(_inline(picture))) for name, picture in pictures.items()],
+        pictures=[(_TITLES[name], Markup(_inline(picture))) for name, picture in pictures.items()],
         tables=_tables(records),
         findings=findings(records),
         classes=_CLASSES,
@@ -118,10 +118,10 @@ def _tables(records: Records) -> list[tuple[str, list[list[str]]]]:
                     f"{len(results)}",
                 ]
             )
-        title = f"{task} (chance {records.chance(task):g}"
+        known = f"chance {records.chance(task):g}"
         if records.order_blind(task) != records.chance(task):
-            title += f", blind to order at most {records.order_blind(task):g}"
-        tables.append((f"{title})", rows))
+            known += f", blind to order at most {records.order_blind(task):g}"
+        tables.append((f"{task} ({known})", rows))
     return tables
 
 

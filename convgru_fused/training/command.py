@@ -127,12 +127,9 @@ def run_of(args: argparse.Namespace) -> Run:
 
 def _read(file: Path, names: list[str]) -> dict[str, Any]:
     """A configuration: a mapping with some of these names."""
-    import yaml
+    from convgru_fused.yaml_files import read_yaml
 
-    try:
-        values = yaml.safe_load(file.read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise ValueError(f"{file}: expected a configuration in YAML, got: {error}") from None
+    values = read_yaml(file, "a configuration")
     if not isinstance(values, dict):
         raise ValueError(f"{file}: expected fields of a run and their values, got {type(values).__name__}")
     for name in values:

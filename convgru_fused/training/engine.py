@@ -120,11 +120,15 @@ class Result:
         replace_file(file, lambda part: part.write_text(json.dumps(asdict(self), indent=1)))
 
     @classmethod
+    def of(cls, values: dict[str, Any]) -> Result:
+        """From what asdict gives. Raises TypeError, ValueError or KeyError for something else."""
+        return cls(**{**values, "run": Run(**values["run"])})
+
+    @classmethod
     def load(cls, file: Path) -> Result:
         """Raises ValueError naming the file if it is no record."""
         try:
-            values = json.loads(file.read_text())
-            return cls(**{**values, "run": Run(**values["run"])})
+            return cls.of(json.loads(file.read_text()))
         except (OSError, TypeError, ValueError, KeyError) as error:
             raise ValueError(f"{file}: expected the record of a run, got {error}") from error
 
