@@ -212,7 +212,8 @@ def test_the_same_bits_whoever_goes_first(backend, dtype, sample):
     ids=str,
 )
 def test_one_kernel_for_the_sequence_or_many(library, backend, dtype, sample):
-    """The same bits: no sum is split."""
+    """The same bits for any number of blocks; from one kernel or many too, but on the matrix units, where one
+    kernel splits the depth of the products."""
     row_tiles = -(-sample.N * sample.H * sample.W // 64)
     narrow, wide = -(-sample.K // 32), -(-2 * sample.K // 32)  # tiles of K and of 2K columns
     tiles = (-(-sample.K // 16), narrow) if sample.variant == "cudnn" else (wide + narrow, 2 * narrow)
@@ -224,10 +225,16 @@ def test_one_kernel_for_the_sequence_or_many(library, backend, dtype, sample):
 
     expected_output, expected_gradients, launches = run_with(0)
     assert launches == 0
+    if dtype != torch.float32:
+        expected_output, expected_gradients, launches = run_with(row_tiles * max(tiles))
+        assert launches == 2
+        assert_close_to_reference(expected_output, reference(sample, dtype)[0])
+        assert_gradients_close(expected_gradients, reference(sample, dtype)[1])
     for blocks in (max(tiles), 2 * max(tiles), row_tiles * max(tiles)):
         output, gradients, launches = run_with(blocks)
-        assert torch.equal(output, expected_output)
-        assert_same_bits(gradients, expected_gradients)
+        if dtype == torch.float32 or launches == 2:
+            assert torch.equal(output, expected_output)
+            assert_same_bits(gradients, expected_gradients)
         if sample.kernel != (7, 7):  # whose weights are too many for shared memory
             assert launches == sum(row_tiles <= 2 * (blocks // across) for across in tiles)
 
@@ -264,8 +271,23 @@ def test_one_kernel_whose_weights_leave_little_room(library, backend):
     args = sample.arguments(torch.bfloat16)
     output = BACKENDS[backend()].conv_gru(*args, save_gates=False)
     assert library.cuda_on_host_cooperative_launches() == before + 1
-    assert torch.equal(output, BACKENDS[backend(resident_blocks=0)].conv_gru(*args, save_gates=False))
     assert_close_to_reference(output, reference(sample, torch.bfloat16)[0])
+
+
+@pytest.mark.parametrize("tf32", [False, True], ids=["bfloat16", "tf32"])
+@pytest.mark.parametrize("variant", SMOOTH_VARIANTS)
+@pytest.mark.parametrize("K", [5, 24, 40, 72])
+def test_one_kernel_whose_depth_ends_within_a_piece(library, backend, K, variant, tf32):
+    """Steps of the depth that have no channels are left out, and what remains is shared unevenly."""
+    dtype = torch.float32 if tf32 else torch.bfloat16
+    sample = Sample("uneven", T=3, N=2, C=3, K=K, H=4, W=7, kernel=(1, 3), variant=variant)
+    before = library.cuda_on_host_cooperative_launches()
+    output, gradients = run(backend(tf32=tf32), sample, dtype)
+    assert library.cuda_on_host_cooperative_launches() == before + 2
+    expected_output, expected_gradients = reference(sample, dtype)
+    as_precise = torch.float16 if tf32 else dtype
+    assert_close_to_reference(output, expected_output, tolerance=TOLERANCES[as_precise, "output"])
+    assert_gradients_close(gradients, expected_gradients, tolerance=TOLERANCES[as_precise, "gradients"])
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64], ids=str)

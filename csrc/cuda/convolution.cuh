@@ -147,7 +147,7 @@ class TileEpilogue {
 
   CONVGRU_DEVICE void finish(const typename Config::Products& products, void* shared) const {
     A* const sums = static_cast<A*>(shared);
-    products.store(sums, Config::kSumsStride);
+    products.store(sums + Config::Products::share() * Config::kSumsOfShare, Config::kSumsStride);
     __syncthreads();
     if (in_vectors_) {
 #pragma unroll
@@ -162,8 +162,8 @@ class TileEpilogue {
   using A = compute_t<T>;
   static constexpr int kGates = kThreeGates<Epilogue> ? 3 : 1;
   static constexpr int kChannels = Config::kTileColumns / kGates;  // of a tile
-  static constexpr int kVectors = Config::kTileRows * kChannels / kVector<T> / Config::kThreads;
-  static_assert(kVectors * kVector<T> * Config::kThreads == Config::kTileRows * kChannels);
+  static constexpr int kAllVectors = Config::kTileRows * kChannels / kVector<T>;
+  static constexpr int kVectors = (kAllVectors + Config::kThreads - 1) / Config::kThreads;  // of a thread
   // Of these so many are fetched before there are sums: 40 registers of them.
   static constexpr int kBytes = sizeof(Operands<Epilogue, kVector<T>>);
   static constexpr int kAhead = 160 / kBytes < kVectors ? 160 / kBytes : kVectors;
@@ -195,11 +195,13 @@ class TileEpilogue {
   CONVGRU_DEVICE static void read(A (&c)[N], const A* sums) {
     constexpr int kAtOnce = N % kVector<A> == 0 ? kVector<A> : 1;
 #pragma unroll
-    for (int i = 0; i < N; i += kAtOnce) {
-      const Elements<A, kAtOnce> some(sums + i);
+    for (int i = 0; i < N; i += kAtOnce)
 #pragma unroll
-      for (int k = 0; k < kAtOnce; ++k) c[i + k] = some[k];
-    }
+      for (int share = 0; share < Config::kShares; ++share) {
+        const Elements<A, kAtOnce> some(sums + share * Config::kSumsOfShare + i);
+#pragma unroll
+        for (int k = 0; k < kAtOnce; ++k) c[i + k] = share == 0 ? some[k] : c[i + k] + some[k];
+      }
   }
 
   template <int N>
@@ -255,20 +257,21 @@ __global__ void __launch_bounds__(Config::kThreads, 1)
 }
 
 // What the configurations have in common: tiles of kRows x kColumns sums, kPad bytes between the rows of the
-// weights in a stage. Eight rows of the input, kCopyBytes of each, fall on different banks.
-template <class T, int kRows, int kColumns, int kPad, int kStageCount, int kThreadCount>
+// weights in a stage. Eight rows of the input, kCopyBytes of each, fall on different banks. The sums of a
+// tile are those of all kShares of its threads together.
+template <class T, int kRows, int kColumns, int kPad, int kStageCount, int kThreadCount, int kShareCount = 1>
 struct TileConfig {
   static constexpr int kTileRows = kRows, kTileColumns = kColumns, kStages = kStageCount,
-                       kThreads = kThreadCount;
+                       kThreads = kThreadCount, kShares = kShareCount;
   static constexpr int kStrideA = kDepth<T> + kCopyBytes / static_cast<int>(sizeof(T));
   static constexpr int kStrideB = kTileColumns + kPad / static_cast<int>(sizeof(T));
   static constexpr int kStageElements = kTileRows * kStrideA + kDepth<T> * kStrideB;
-  static constexpr int kSumsStride = kTileColumns + 4;
+  static constexpr int kSumsStride = kTileColumns + 4, kSumsOfShare = kTileRows * kSumsStride;
+  static constexpr size_t kSumsBytes = size_t{kShares} * kSumsOfShare * sizeof(compute_t<T>);
 
   static constexpr size_t shared_bytes() {
     const size_t stages = size_t{kStages} * kStageElements * sizeof(T);
-    const size_t sums = size_t{kTileRows} * kSumsStride * sizeof(compute_t<T>);
-    return stages > sums ? stages : sums;
+    return stages > kSumsBytes ? stages : kSumsBytes;
   }
 };
 
@@ -282,9 +285,12 @@ struct PlainConfig : PlainTile<T, kColumns> {
 
   struct Products {
     using A = compute_t<T>;
+    static constexpr int kSteps = 1, kStep = kDepth<T>;
     static constexpr int kThreadsAcross = 16, kThreadsDown = Tile::kThreads / kThreadsAcross;
     static constexpr int kDown = Tile::kTileRows / kThreadsDown, kAcross = kColumns / kThreadsAcross;
     A sum[kDown][kAcross] = {};
+
+    CONVGRU_DEVICE static int share() { return 0; }
 
     // Interleaved, so that neighbouring threads read neighbouring elements.
     CONVGRU_DEVICE static int row(int i) { return threadIdx.x / kThreadsAcross + i * kThreadsDown; }
@@ -306,6 +312,9 @@ struct PlainConfig : PlainTile<T, kColumns> {
       }
     }
 
+    CONVGRU_DEVICE void add_step(const T* const (&rows)[kDown], const T* b, int) { add(rows, b); }
+    CONVGRU_DEVICE void add_last() {}
+
     CONVGRU_DEVICE void store(A* sums, int stride) const {
 #pragma unroll
       for (int i = 0; i < kDown; ++i)
@@ -315,26 +324,26 @@ struct PlainConfig : PlainTile<T, kColumns> {
   };
 };
 
-// The matrix units: the warps, kWarpsAcross of them side by side, share the sums. 16-bit elements, or floats
-// of which the units read what TF32 has.
-template <class T, int kColumns, int kWarps>
-using MatrixTile = TileConfig<T, 64, kColumns, sizeof(T) == 2 ? 16 : 32, 6, 32 * kWarps>;
+// The matrix units: 16-bit elements, or floats of which the units read what TF32 has. kShares groups of warps
+// each have some steps of the depth, and sums of their own; within a group the warps, kWarpsAcross of them
+// side by side, divide the tile.
+template <class T, int kColumns, int kWarps, int kShareCount>
+using MatrixTile = TileConfig<T, 64, kColumns, sizeof(T) == 2 ? 16 : 32, 6, 32 * kWarps, kShareCount>;
 
-template <class T, int kColumns, int kWarpsAcross = 2, int kWarps = 8>
-struct MatrixConfig : MatrixTile<T, kColumns, kWarps> {
-  using Tile = MatrixTile<T, kColumns, kWarps>;
+template <class T, int kColumns, int kWarpsAcross = 2, int kWarps = 8, int kShareCount = 1>
+struct MatrixConfig : MatrixTile<T, kColumns, kWarps, kShareCount> {
+  using Tile = MatrixTile<T, kColumns, kWarps, kShareCount>;
 
-  struct Products {
-    static constexpr int kWarpRows = Tile::kTileRows * kWarpsAcross / kWarps,
+  class Products {
+   public:
+    static constexpr int kStep = 32 / static_cast<int>(sizeof(T)), kSteps = kDepth<T> / kStep;
+    static constexpr int kWarpsOfShare = kWarps / kShareCount;
+    static constexpr int kWarpRows = Tile::kTileRows * kWarpsAcross / kWarpsOfShare,
                          kWarpColumns = kColumns / kWarpsAcross;
     static constexpr int kDown = kWarpRows / 16, kAcross = kWarpColumns / 8;  // products of 16 x 8 sums
     static_assert(kAcross % 2 == 0);
-    static constexpr int kStep = 32 / static_cast<int>(sizeof(T));  // of the depth, a product
-    float sum[kDown][kAcross][4] = {};
 
-    CONVGRU_DEVICE static int lane() { return threadIdx.x % 32; }
-    CONVGRU_DEVICE static int first_row() { return threadIdx.x / 32 / kWarpsAcross * kWarpRows; }
-    CONVGRU_DEVICE static int first_column() { return threadIdx.x / 32 % kWarpsAcross * kWarpColumns; }
+    CONVGRU_DEVICE static int share() { return threadIdx.x / 32 / kWarpsOfShare; }
 
     // The i-th row whose address this thread gives.
     CONVGRU_DEVICE static int row(int i) { return first_row() + 16 * i + lane() % 16; }
@@ -342,27 +351,22 @@ struct MatrixConfig : MatrixTile<T, kColumns, kWarps> {
     // Adds the products of a piece of the depth. rows: where each row(i) of the input lies.
     CONVGRU_DEVICE void add(const T* const (&rows)[kDown], const T* b) {
       // All factors first: the products then wait for them once.
-      constexpr int kSteps = kDepth<T> / kStep;
-      uint32_t left[kSteps][kDown][4], right[kSteps][kAcross][2];
+      Factors factors[kSteps];
 #pragma unroll
-      for (int step = 0; step < kSteps; ++step) {
+      for (int step = 0; step < kSteps; ++step) factors[step].load(rows, b, step);
 #pragma unroll
-        for (int i = 0; i < kDown; ++i)
-          load_matrices<false>(left[step][i], rows[i] + step * kStep + lane() / 16 * (kStep / 2));
-        load_right(b + step * kStep * Tile::kStrideB + first_column(), right[step]);
-      }
-#pragma unroll
-      for (int step = 0; step < kSteps; ++step)
-#pragma unroll
-        for (int i = 0; i < kDown; ++i)
-#pragma unroll
-          for (int j = 0; j < kAcross; ++j) {
-            if constexpr (sizeof(T) == 2)
-              multiply_add<kHalfOf<T>>(sum[i][j], left[step][i], right[step][j]);
-            else
-              multiply_add_tf32(sum[i][j], left[step][i], right[step][j]);
-          }
+      for (int step = 0; step < kSteps; ++step) multiply_add(factors[step]);
     }
+
+    // Adds those of one of its steps, some time before the end of add_last(): while the factors of a step
+    // come, those of the step before are multiplied.
+    CONVGRU_DEVICE void add_step(const T* const (&rows)[kDown], const T* b, int step) {
+      Factors next;
+      next.load(rows, b, step);
+      multiply_add(waiting_);
+      waiting_ = next;
+    }
+    CONVGRU_DEVICE void add_last() { multiply_add(waiting_); }
 
     CONVGRU_DEVICE void store(float* sums, int stride) const {
 #pragma unroll
@@ -373,29 +377,62 @@ struct MatrixConfig : MatrixTile<T, kColumns, kWarps> {
           for (int e = 0; e < 4; ++e)
             sums
                 [(first_row() + 16 * i + lane() / 4 + e / 2 * 8) * stride + first_column() + 8 * j +
-                 lane() % 4 * 2 + e % 2] = sum[i][j][e];
+                 lane() % 4 * 2 + e % 2] = sum_[i][j][e];
     }
 
    private:
-    CONVGRU_DEVICE static void load_right(const T* b, uint32_t (&right)[kAcross][2]) {
-      if constexpr (sizeof(T) == 2) {
+    CONVGRU_DEVICE static int lane() { return threadIdx.x % 32; }
+    CONVGRU_DEVICE static int warp_of_share() { return threadIdx.x / 32 % kWarpsOfShare; }
+    CONVGRU_DEVICE static int first_row() { return warp_of_share() / kWarpsAcross * kWarpRows; }
+    CONVGRU_DEVICE static int first_column() { return warp_of_share() % kWarpsAcross * kWarpColumns; }
+
+    // Those of a step of the depth, as the units want them.
+    struct Factors {
+      uint32_t left[kDown][4] = {}, right[kAcross][2] = {};
+
+      CONVGRU_DEVICE void load(const T* const (&rows)[kDown], const T* b, int step) {
 #pragma unroll
-        for (int j = 0; j < kAcross; j += 2) {
-          uint32_t two[4];
-          load_matrices<true>(two, b + lane() % 16 * Tile::kStrideB + 8 * j + lane() / 16 * 8);
-          right[j][0] = two[0];
-          right[j][1] = two[1];
-          right[j + 1][0] = two[2];
-          right[j + 1][1] = two[3];
-        }
-      } else {
-#pragma unroll
-        for (int j = 0; j < kAcross; ++j)
-#pragma unroll
-          for (int half = 0; half < 2; ++half)
-            right[j][half] = float_to_bits(b[(lane() % 4 + 4 * half) * Tile::kStrideB + 8 * j + lane() / 4]);
+        for (int i = 0; i < kDown; ++i)
+          load_matrices<false>(left[i], rows[i] + step * kStep + lane() / 16 * (kStep / 2));
+        load_right(b + step * kStep * Tile::kStrideB + first_column());
       }
+
+      CONVGRU_DEVICE void load_right(const T* b) {
+        if constexpr (sizeof(T) == 2) {
+#pragma unroll
+          for (int j = 0; j < kAcross; j += 2) {
+            uint32_t two[4];
+            load_matrices<true>(two, b + lane() % 16 * Tile::kStrideB + 8 * j + lane() / 16 * 8);
+            right[j][0] = two[0];
+            right[j][1] = two[1];
+            right[j + 1][0] = two[2];
+            right[j + 1][1] = two[3];
+          }
+        } else {
+#pragma unroll
+          for (int j = 0; j < kAcross; ++j)
+#pragma unroll
+            for (int half = 0; half < 2; ++half)
+              right[j][half] =
+                  float_to_bits(b[(lane() % 4 + 4 * half) * Tile::kStrideB + 8 * j + lane() / 4]);
+        }
+      }
+    };
+
+    CONVGRU_DEVICE void multiply_add(const Factors& factors) {
+#pragma unroll
+      for (int i = 0; i < kDown; ++i)
+#pragma unroll
+        for (int j = 0; j < kAcross; ++j) {
+          if constexpr (sizeof(T) == 2)
+            cuda::multiply_add<kHalfOf<T>>(sum_[i][j], factors.left[i], factors.right[j]);
+          else
+            multiply_add_tf32(sum_[i][j], factors.left[i], factors.right[j]);
+        }
     }
+
+    float sum_[kDown][kAcross][4] = {};
+    Factors waiting_;
   };
 };
 

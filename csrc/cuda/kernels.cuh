@@ -50,9 +50,6 @@ void convolve(const Convolution<T>& conv, const Epilogue<T>& epilogue, Stream st
   }
 }
 
-// With more tiles of rows for a block there are pixels enough for a kernel for each convolution.
-constexpr int64_t kMostTilesOfBlock = 2;
-
 template <class Config, int kRingStages, class T, template <class> class Sequence>
 SequencePlan plan_sequence(const Sequence<T>& sequence) {
   using Tiles = BlockTiles<T, Config, kRingStages>;
@@ -75,10 +72,10 @@ SequencePlan plan_sequence(const Sequence<T>& sequence) {
   return plan;
 }
 
-// Eight warps, or four where a tile's columns are too few for them.
+// Two warps for a tile, 32 rows each, so that a factor that they read is used for many products; the depth is
+// shared by four of these pairs.
 template <class T, int kTileColumns>
-using SequenceMatrixConfig = std::conditional_t<
-    kTileColumns % 32 == 0, MatrixConfig<T, kTileColumns>, MatrixConfig<T, kTileColumns, 1, 4>>;
+using SequenceMatrixConfig = MatrixConfig<T, kTileColumns, 1, 8, 4>;
 
 // Stages of the ring of pixels: many in 16 bits, if they fit, for the wait for the first of them is long.
 constexpr int kManyStages = 6, kFewStages = 3;

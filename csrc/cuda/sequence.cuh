@@ -13,6 +13,9 @@
 
 namespace convgru::cuda {
 
+// With more tiles of rows for a block there are pixels enough for a kernel for each convolution.
+constexpr int kMostTilesOfBlock = 2;
+
 // The tiles of one phase that belong to a block, and the weights for them.
 template <class T, class Config, int kRingStages>
 class BlockTiles {
@@ -25,12 +28,11 @@ class BlockTiles {
   static int64_t weight_elements(const Convolution<T>& conv) {
     return int64_t{conv.pieces(0)} * kPieceElements;
   }
-  // and besides for a row of zeros, and the pixels on their way or the sums.
+  // and besides for the places of its rows, a row of zeros, and the pixels on their way or the sums.
   CONVGRU_HOST_DEVICE static int64_t ring_elements(int halo) {
     const int64_t ring = int64_t{kRingStages} * stage_elements(halo);
-    constexpr int64_t kSums =
-        int64_t{Config::kTileRows} * Config::kSumsStride * sizeof(compute_t<T>) / sizeof(T);
-    return Config::kStrideA + (ring > kSums ? ring : kSums);
+    constexpr int64_t kSums = Config::kSumsBytes / sizeof(T);
+    return kPlaceElements + Config::kStrideA + (ring > kSums ? ring : kSums);
   }
 
   // Tiles side by side.
@@ -40,13 +42,19 @@ class BlockTiles {
 
   // Of the blocks of the phase, `across` by `down`, this is number `block`. Copies the weights.
   CONVGRU_DEVICE BlockTiles(const Convolution<T>& conv, int across, int block, int down, T* shared)
-      : zeros_(shared),
-        ring_(shared + Config::kStrideA),
+      : places_(reinterpret_cast<Place*>(shared)),
+        zeros_(shared + kPlaceElements),
+        ring_(zeros_ + Config::kStrideA),
         weights_(shared + ring_elements(halo(conv))),
         first_column_(block % across * Config::kTileColumns),
         first_row_(int64_t{block / across} * Config::kTileRows),
         rows_(conv.batch * conv.height * conv.width),
         row_step_(int64_t{down} * Config::kTileRows) {
+    for (int i = threadIdx.x; i < kMostTilesOfBlock * Config::kTileRows; i += Config::kThreads) {
+      const int64_t row = first_row_ + i / Config::kTileRows * row_step_ + i % Config::kTileRows;
+      const int pixel = divided(row, conv.height * conv.width).remainder;
+      places_[i] = {row < rows_ ? pixel / conv.width : -(1 << 24), pixel % conv.width};
+    }
     for (int i = threadIdx.x; i < Config::kStrideA; i += Config::kThreads)
       zeros_[i] = narrow<T>(compute_t<T>(0));
     const Loader<T, Config> loader(conv, 0, first_column_);
@@ -60,10 +68,11 @@ class BlockTiles {
   template <class Epilogue>
   CONVGRU_DEVICE void run(const Phase<T, Epilogue>& phase) const {
     const Convolution<T>& conv = phase.conv;
-    for (int64_t row = first_row_; row < rows_; row += row_step_) {
-      typename Config::Products products;
+    const Place* places = places_;
+    for (int64_t row = first_row_; row < rows_; row += row_step_, places += Config::kTileRows) {
+      Products products;
       TileEpilogue<T, Config, Epilogue> epilogue(conv, phase.epilogue, row, first_column_);
-      add_products(products, conv, phase.zeros, row, [&] { epilogue.fetch(); });
+      add_products(products, conv, phase.zeros, row, places, [&] { epilogue.fetch(); });
       epilogue.finish(products, ring_);
       __syncthreads();  // the ring is free for the next tile
     }
@@ -71,7 +80,16 @@ class BlockTiles {
 
  private:
   static constexpr int kPieceElements = kDepth<T> * Config::kStrideB;
-  static constexpr int kDown = Config::Products::kDown;
+  using Products = typename Config::Products;
+  static constexpr int kDown = Products::kDown;
+  // Steps of the depth that a share has in a tap, at most.
+  static constexpr int kTurns = (Products::kSteps + Config::kShares - 1) / Config::kShares;
+
+  // Of a row in its image; far outside of it if there is no such row.
+  struct Place {
+    int y, x;
+  };
+  static constexpr int kPlaceElements = kMostTilesOfBlock * Config::kTileRows * sizeof(Place) / sizeof(T);
 
   CONVGRU_HOST_DEVICE static int stage_elements(int halo) {
     return (Config::kTileRows + 2 * halo) * Config::kStrideA;
@@ -79,17 +97,14 @@ class BlockTiles {
 
   template <class Meanwhile>
   CONVGRU_DEVICE void add_products(
-      typename Config::Products& products, const Convolution<T>& conv, bool zeros, int64_t first_row,
+      Products& products, const Convolution<T>& conv, bool zeros, int64_t first_row, const Place* places,
       const Meanwhile& meanwhile) const {
+    // Read once; what a block does lies in shared memory.
     const int taps_down = conv.kernel_h, taps_across = conv.kernel_w, around = halo(conv);
-    int y[kDown], x[kDown];
+    const int height = conv.height, width = conv.width, channels = conv.sources[0].channels;
+    Place place[kDown];
 #pragma unroll
-    for (int i = 0; i < kDown; ++i) {
-      const int64_t row = first_row + Config::Products::row(i);
-      const int pixel = divided(row, conv.height * conv.width).remainder;
-      y[i] = row < rows_ ? pixel / conv.width : -(1 << 24);  // outside of the image, whatever the tap
-      x[i] = pixel % conv.width;
-    }
+    for (int i = 0; i < kDown; ++i) place[i] = places[Products::row(i)];
     const auto stage = [&](int chunk) { return ring_ + chunk % kRingStages * stage_elements(around); };
     const auto load = [&](int chunk) {
       load_rows(conv.sources[0], first_row - around, Config::kTileRows + 2 * around, chunk, stage(chunk));
@@ -97,21 +112,35 @@ class BlockTiles {
     const auto add = [&](int chunk) {
       const T* const pixels = stage(chunk) + around * Config::kStrideA;
       const T* weights = weights_ + chunk * taps_down * taps_across * kPieceElements;
+      const int left = (channels - chunk * kDepth<T> + Products::kStep - 1) / Products::kStep;
+      const int steps = left < Products::kSteps ? left : Products::kSteps;  // that have channels
+      int mine = Products::share();  // the next step of this thread's share, from the tap's first
       for (int dy = -(taps_down / 2); dy <= taps_down / 2; ++dy)
         for (int dx = -(taps_across / 2); dx <= taps_across / 2; ++dx, weights += kPieceElements) {
+          if (mine >= steps) {
+            mine -= steps;
+            continue;
+          }
           const T* rows[kDown];
 #pragma unroll
           for (int i = 0; i < kDown; ++i) {
-            const bool inside =
-                y[i] + dy >= 0 && y[i] + dy < conv.height && x[i] + dx >= 0 && x[i] + dx < conv.width;
-            const int at = Config::Products::row(i) + dy * conv.width + dx;
+            const int y = place[i].y + dy, x = place[i].x + dx;
+            const bool inside = y >= 0 && y < height && x >= 0 && x < width;
+            const int at = Products::row(i) + dy * width + dx;
             rows[i] = inside ? pixels + at * Config::kStrideA : zeros_;
           }
-          products.add(rows, weights);
+#pragma unroll
+          for (int i = 0; i < kTurns; ++i)
+            if (mine < steps) {
+              products.add_step(rows, weights, mine);
+              mine += Config::kShares;
+            }
+          mine -= steps;
         }
     };
-    const int chunks = zeros ? 0 : padded(conv.sources[0].channels, kDepth<T>) / kDepth<T>;
+    const int chunks = zeros ? 0 : padded(channels, kDepth<T>) / kDepth<T>;
     add_pieces<kRingStages>(chunks, load, add, meanwhile);
+    products.add_last();
   }
 
   // Starts to copy kDepth channels of `count` rows, of those that there are.
@@ -129,6 +158,7 @@ class BlockTiles {
     }
   }
 
+  Place* places_;
   T *zeros_, *ring_, *weights_;
   int first_column_;
   int64_t first_row_, rows_, row_step_;
