@@ -48,6 +48,7 @@ class C3D(WindowModel):
         frame_shape: (C,H,W) of a frame.
         frames: of a window.
         stride: frames from the start of a window to that of the next; None is `frames`.
+        average: as in `WindowModel`.
         blocks: for each block, between pools, the channels of its convolutions.
         dense: widths of the dense layers.
         dropout: after each dense layer. 0.5 is our choice.
@@ -63,11 +64,12 @@ class C3D(WindowModel):
         frame_shape: Sequence[int] = (3, 112, 112),
         frames: int = 16,
         stride: int | None = None,
+        average: str = "probabilities",
         blocks: Sequence[Sequence[int]] = BLOCKS,
         dense: Sequence[int] = (4096, 4096),
         dropout: float = 0.5,
     ) -> None:
-        super().__init__(num_classes, frame_shape, frames, stride)
+        super().__init__(num_classes, frame_shape, frames, stride, average)
         check_number("dropout", dropout, 0, 1)
         layers: list[nn.Module] = []
         channels = self.frame_shape[0]

@@ -48,6 +48,7 @@ class SingleFrame(FrameStack, _Small):
         trunk: sizes of the network, as published by default.
         network: another network to use instead: images (M,C,H,W) -> logits (M,num_classes), such as
             `convgru_fused.models.FrameClassifier` or a classifier of torchvision's.
+        average: of the frames; as in `WindowModel`.
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.
@@ -60,11 +61,12 @@ class SingleFrame(FrameStack, _Small):
         frame_shape: Sequence[int] = FRAME_SHAPE,
         trunk: Trunk = PUBLISHED,
         network: nn.Module | None = None,
+        average: str = "probabilities",
     ) -> None:
         shape = _check(num_classes, frame_shape, trunk)
         if network is None:
             network = trunk.network(shape, num_classes)
-        super().__init__(num_classes, network, shape, frames=1)
+        super().__init__(num_classes, network, shape, frames=1, average=average)
 
 
 class EarlyFusion(FrameStack, _Small):
@@ -77,6 +79,7 @@ class EarlyFusion(FrameStack, _Small):
         num_classes, frame_shape, trunk: as in `SingleFrame`.
         frames: of a window.
         stride: frames from the start of a window to that of the next; None is `frames`.
+        average: as in `WindowModel`.
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.
@@ -89,12 +92,13 @@ class EarlyFusion(FrameStack, _Small):
         frame_shape: Sequence[int] = FRAME_SHAPE,
         frames: int = 10,
         stride: int | None = None,
+        average: str = "probabilities",
         trunk: Trunk = PUBLISHED,
     ) -> None:
         C, H, W = _check(num_classes, frame_shape, trunk)
         check_int("frames", frames)
         network = trunk.network((frames * C, H, W), num_classes)
-        super().__init__(num_classes, network, (C, H, W), frames, stride)
+        super().__init__(num_classes, network, (C, H, W), frames, stride, average)
 
 
 class LateFusion(_Small):
@@ -107,6 +111,7 @@ class LateFusion(_Small):
         num_classes, frame_shape, trunk: as in `SingleFrame`.
         distance: frames from the one to the other.
         stride: frames from the start of a window to that of the next; None is `distance` + 1.
+        average: as in `WindowModel`.
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.
@@ -119,11 +124,12 @@ class LateFusion(_Small):
         frame_shape: Sequence[int] = FRAME_SHAPE,
         distance: int = 15,
         stride: int | None = None,
+        average: str = "probabilities",
         trunk: Trunk = PUBLISHED,
     ) -> None:
         shape = _check(num_classes, frame_shape, trunk)
         check_int("distance", distance)
-        super().__init__(num_classes, shape, distance + 1, stride)
+        super().__init__(num_classes, shape, distance + 1, stride, average)
         self.features = trunk.convolutions(shape[0])
         self.classifier = trunk.classifier(2 * output_features(self.features, shape), num_classes)
         initialize_for_relu(self)
@@ -143,6 +149,7 @@ class SlowFusion(_Small):
     Args:
         num_classes, frame_shape, trunk: as in `SingleFrame`.
         stride: frames from the start of a window to that of the next; None is 10.
+        average: as in `WindowModel`.
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.
@@ -157,10 +164,11 @@ class SlowFusion(_Small):
         *,
         frame_shape: Sequence[int] = FRAME_SHAPE,
         stride: int | None = None,
+        average: str = "probabilities",
         trunk: Trunk = PUBLISHED,
     ) -> None:
         C, H, W = _check(num_classes, frame_shape, trunk)
-        super().__init__(num_classes, (C, H, W), self.FRAMES, stride)
+        super().__init__(num_classes, (C, H, W), self.FRAMES, stride, average)
         self.features = trunk.convolutions_over_time(C, self.TIMES)
         features = output_features(self.features, (C, self.FRAMES, H, W))
         self.classifier = trunk.classifier(features, num_classes)

@@ -19,11 +19,10 @@ from convgru_fused.checks import (
 )
 
 from .backbones import adopt
-from .scores import PooledClassifier, mean_log_probabilities, scaled
+from .scores import AVERAGES, PooledClassifier, average_scores, scaled
 from .vgg import PYRAMID, small_vgg
 
 HIDDEN_SIZES = (64, 128, 256, 256, 512)
-AVERAGES = ("probabilities", "log_probabilities")
 SMALL_HIDDEN_SIZES = (8, 16, 32, 32, 32)
 
 Model = TypeVar("Model", bound="RecurrentPyramid")
@@ -110,9 +109,7 @@ class RecurrentPyramid(nn.Module):
 
     def combined(self, layer_scores: Tensor) -> Tensor:
         """What forward makes of the layers' scores: (N,L,num_classes) -> (N,num_classes)."""
-        if self.average == "log_probabilities":
-            return layer_scores.mean(1)
-        return mean_log_probabilities(layer_scores, dim=1)
+        return average_scores(layer_scores, 1, self.average)
 
     @classmethod
     def small(

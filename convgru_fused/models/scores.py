@@ -11,6 +11,8 @@ from torch.nn import functional as F
 
 from convgru_fused.checks import check_int, check_number
 
+AVERAGES = ("probabilities", "log_probabilities")
+
 
 class PooledClassifier(nn.Module):
     """A map's average over all pixels, dropout and a linear layer: (M,C,H,W) -> logits (M,num_classes).
@@ -39,15 +41,35 @@ def mean_log_probabilities(scores: Tensor, dim: int, weights: Sequence[float] | 
 
     Raises ValueError for weights of another number, negative ones, or none above zero.
     """
-    count = scores.size(dim)
     if weights is None:
-        return scores.logsumexp(dim) - math.log(count)
+        return scores.logsumexp(dim) - math.log(scores.size(dim))
+    return (scores + _shares(scores, dim, weights).log()).logsumexp(dim)
+
+
+def average_scores(scores: Tensor, dim: int, average: str, weights: Sequence[float] | None = None) -> Tensor:
+    """The (weighted) average, over `dim`, of several classifiers' scores, which are log-probabilities.
+
+    average: "probabilities", which is `mean_log_probabilities`, or "log_probabilities", the mean of the
+    scores themselves. Its negative is the mean of the classifiers' own losses, so each is trained as if it
+    were alone.
+    """
+    if average == "probabilities":
+        return mean_log_probabilities(scores, dim, weights)
+    if weights is None:
+        return scores.mean(dim)
+    shares = _shares(scores, dim, weights)
+    return torch.where(shares > 0, shares * scores, 0).sum(dim)
+
+
+def _shares(scores: Tensor, dim: int, weights: Sequence[float]) -> Tensor:
+    """The weights, of a sum of 1, along a dimension of the scores."""
+    count = scores.size(dim)
     if len(weights) != count or min(weights) < 0 or not 0 < sum(weights) < math.inf:
         raise ValueError(f"weights: expected {count} of at least 0 and a sum above 0, got {tuple(weights)}")
-    share = torch.tensor([weight / sum(weights) for weight in weights], dtype=scores.dtype)
     shape = [1] * scores.dim()
     shape[dim] = count
-    return (scores + share.log().view(shape).to(scores.device)).logsumexp(dim)
+    shares = [weight / sum(weights) for weight in weights]
+    return torch.tensor(shares, dtype=scores.dtype).view(shape).to(scores.device)
 
 
 def check_logits(name: str, logits: Tensor, expected: tuple[int, int]) -> Tensor:

@@ -9,10 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from convgru_fused.checks import check_clip, check_frame_shape, check_int, check_module, check_number
+from convgru_fused.checks import (
+    check_choice,
+    check_clip,
+    check_frame_shape,
+    check_int,
+    check_module,
+    check_number,
+)
 
 from .backbones import FrameClassifier, output_features
-from .scores import dense_layers, initialize_for_relu, mean_log_probabilities
+from .scores import AVERAGES, average_scores, dense_layers, initialize_for_relu
 from .vgg import small_vgg
 from .windows import FrameStack
 
@@ -60,7 +67,8 @@ class FlowStack(FrameStack):
     windows of more fields (`WindowModel`).
 
     Args:
-        num_classes, network, frame_shape, frames, stride: as in `FrameStack`; frame_shape is (2,H,W).
+        num_classes, network, frame_shape, frames, stride, average: as in `FrameStack`; frame_shape is
+            (2,H,W).
         subtract_mean: whether each field's mean vector is subtracted.
     """
 
@@ -72,8 +80,9 @@ class FlowStack(FrameStack):
         frames: int = FLOW_FRAMES,
         stride: int | None = None,
         subtract_mean: bool = True,
+        average: str = "probabilities",
     ) -> None:
-        super().__init__(num_classes, network, frame_shape, frames, stride)
+        super().__init__(num_classes, network, frame_shape, frames, stride, average)
         if self.frame_shape[0] != 2:
             raise ValueError(f"frame_shape: expected (2,H,W) of flow, got {self.frame_shape}")
         self.subtract_mean = bool(subtract_mean)
@@ -100,6 +109,7 @@ class TwoStream(nn.Module):
         spatial: another model to use instead, clip -> log-probabilities, such as a `GRURCN`.
         temporal: another model to use instead, flow -> log-probabilities.
         flow_weight: weight of the temporal stream in the average, 0 to 1; the other stream has the rest.
+        average: of the streams and, where they are not given, of their windows; as in `WindowModel`.
         dropout: of both networks.
 
     Raises:
@@ -115,6 +125,7 @@ class TwoStream(nn.Module):
         spatial: nn.Module | None = None,
         temporal: nn.Module | None = None,
         flow_weight: float = 0.5,
+        average: str = "probabilities",
         dropout: float = 0.9,
     ) -> None:
         super().__init__()
@@ -125,10 +136,10 @@ class TwoStream(nn.Module):
         C, H, W = check_frame_shape(frame_shape)
         if spatial is None:
             network = cnn_m((C, H, W), num_classes, dropout=dropout)
-            spatial = FrameStack(num_classes, network, (C, H, W), frames=1)
+            spatial = FrameStack(num_classes, network, (C, H, W), frames=1, average=average)
         if temporal is None:
             network = cnn_m((2 * flow_frames, H, W), num_classes, second_norm=False, dropout=dropout)
-            temporal = FlowStack(num_classes, network, (2, H, W), flow_frames)
+            temporal = FlowStack(num_classes, network, (2, H, W), flow_frames, average=average)
         check_module("spatial", spatial)
         check_module("temporal", temporal)
         self.num_classes = num_classes
@@ -136,6 +147,7 @@ class TwoStream(nn.Module):
         self.spatial = spatial
         self.temporal = temporal
         self.flow_weight = float(flow_weight)
+        self.average = check_choice("average", average, AVERAGES)
 
     def stream_scores(self, clip: Tensor, flow: Tensor) -> Tensor:
         """Log-probabilities of the spatial and of the temporal stream: (N,2,num_classes)."""
@@ -147,7 +159,7 @@ class TwoStream(nn.Module):
 
     def forward(self, clip: Tensor, flow: Tensor) -> Tensor:
         weights = (1 - self.flow_weight, self.flow_weight)
-        return mean_log_probabilities(self.stream_scores(clip, flow), dim=1, weights=weights)
+        return average_scores(self.stream_scores(clip, flow), 1, self.average, weights)
 
     @classmethod
     def small(
@@ -157,10 +169,11 @@ class TwoStream(nn.Module):
         *,
         width: float = 1.0,
         subtract_mean: bool = True,
+        average: str = "probabilities",
         **options: Any,
     ) -> TwoStream:
         """Narrow VGGs as both streams, for tests and training on a CPU. All layers have `width` times as many
-        channels; `subtract_mean` is `FlowStack`'s; `options` go to the constructor."""
+        channels; `subtract_mean` is `FlowStack`'s; `options` and `average` go to the constructor."""
         C, H, W = check_frame_shape(frame_shape)
         fields = options.setdefault("flow_frames", 9)  # of 10 frames
         check_int("flow_frames", fields)
@@ -170,9 +183,14 @@ class TwoStream(nn.Module):
             return FrameClassifier(vgg, num_classes, (channels, H, W), dropout=0.0)
 
         streams = {
-            "spatial": FrameStack(num_classes, network(C), (C, H, W), frames=1),
+            "spatial": FrameStack(num_classes, network(C), (C, H, W), frames=1, average=average),
             "temporal": FlowStack(
-                num_classes, network(2 * fields), (2, H, W), fields, subtract_mean=subtract_mean
+                num_classes,
+                network(2 * fields),
+                (2, H, W),
+                fields,
+                subtract_mean=subtract_mean,
+                average=average,
             ),
         }
-        return cls(num_classes, frame_shape=(C, H, W), **{**streams, **options})
+        return cls(num_classes, frame_shape=(C, H, W), average=average, **{**streams, **options})

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from convgru_fused.checks import check_clip, check_frame_shape, check_int, check_module
+from convgru_fused.checks import check_choice, check_clip, check_frame_shape, check_int, check_module
 
-from .scores import check_logits, mean_log_probabilities
+from .scores import AVERAGES, average_scores, check_logits
 
 
 class WindowModel(nn.Module):
@@ -19,11 +19,20 @@ class WindowModel(nn.Module):
     `stride` frames; a last one is aligned with the clip's end, so that no frame is left out. What is farther
     apart than a window is never seen together.
 
+    average: of what of the windows it is the mean: "probabilities" (their logarithm), or "log_probabilities",
+    whose negative is the mean of the windows' own losses: networks that read windows are published as trained
+    on one at a time.
+
     A subclass has `logits`: windows (M,frames,C,H,W) -> (M,num_classes).
     """
 
     def __init__(
-        self, num_classes: int, frame_shape: Sequence[int], frames: int, stride: int | None = None
+        self,
+        num_classes: int,
+        frame_shape: Sequence[int],
+        frames: int,
+        stride: int | None = None,
+        average: str = "probabilities",
     ) -> None:
         super().__init__()
         check_int("num_classes", num_classes)
@@ -31,6 +40,7 @@ class WindowModel(nn.Module):
         if stride is not None:
             check_int("stride", stride)
         self.num_classes = num_classes
+        self.average = check_choice("average", average, AVERAGES)
         self.frame_shape = check_frame_shape(frame_shape)
         self.frames = frames
         self.stride = frames if stride is None else stride
@@ -53,7 +63,7 @@ class WindowModel(nn.Module):
         windows = self.windows(clip)
         N, B = windows.shape[:2]
         scores = check_logits("network", self.logits(windows.flatten(0, 1)), (N * B, self.num_classes))
-        return mean_log_probabilities(scores.unflatten(0, (N, B)), dim=1)
+        return average_scores(scores.unflatten(0, (N, B)), 1, self.average)
 
 
 class FrameStack(WindowModel):
@@ -65,6 +75,7 @@ class FrameStack(WindowModel):
         frame_shape: (C,H,W) of a frame.
         frames: how many are read together.
         stride: frames from the start of a window to that of the next; None is `frames`.
+        average: as in `WindowModel`.
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.
@@ -77,8 +88,9 @@ class FrameStack(WindowModel):
         frame_shape: Sequence[int],
         frames: int,
         stride: int | None = None,
+        average: str = "probabilities",
     ) -> None:
-        super().__init__(num_classes, frame_shape, frames, stride)
+        super().__init__(num_classes, frame_shape, frames, stride, average)
         check_module("network", network)
         self.network = network
 
