@@ -63,6 +63,15 @@ def test_weighted_average(weight):
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
 
 
+@pytest.mark.parametrize("weight", [0, 0.25, 1])
+def test_average_of_log_probabilities(weight):
+    model = TwoStream.small(4, flow_weight=weight, average="log_probabilities")
+    assert model.spatial.average == model.temporal.average == "log_probabilities"
+    x, flow = torch.randn(2, 11, 1, 32, 32), torch.randn(2, 10, 2, 32, 32)
+    spatial, temporal = model.stream_scores(x, flow).unbind(1)
+    torch.testing.assert_close(model(x, flow), (1 - weight) * spatial + weight * temporal)
+
+
 def test_mean_log_probabilities():
     scores = torch.tensor([[0.5, 0.5], [0.1, 0.9]]).log()
     torch.testing.assert_close(mean_log_probabilities(scores, 0).exp(), torch.tensor([0.3, 0.7]))

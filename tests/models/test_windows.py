@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from convgru_fused.models import C3D, EarlyFusion, FrameStack, LateFusion, SingleFrame, SlowFusion
 from convgru_fused.models.c3d import _Pool
@@ -21,8 +22,8 @@ def clip(T, N=2):
     return torch.randn(N, T, 1, 32, 32)
 
 
-def stack(frames, stride=None):
-    return FrameStack(2, nn.Flatten(), (1, 1, 1), frames, stride)
+def stack(frames, stride=None, average="probabilities"):
+    return FrameStack(2, nn.Flatten(), (1, 1, 1), frames, stride, average)
 
 
 @pytest.mark.parametrize(
@@ -52,6 +53,24 @@ def test_scores_are_the_mean_of_the_windows_probabilities():
     x = torch.randn(3, 4, 1, 1, 1)
     expected = (x[:, :2].flatten(1).softmax(1) + x[:, 2:].flatten(1).softmax(1)) / 2
     torch.testing.assert_close(stack(2)(x).exp(), expected)
+
+
+def test_windows_trained_one_at_a_time():
+    """The loss is the mean of the windows' own."""
+    x, labels = torch.randn(3, 4, 1, 1, 1), torch.tensor([0, 1, 1])
+    loss = F.nll_loss(stack(2, average="log_probabilities")(x), labels)
+    losses = [F.cross_entropy(window.flatten(1), labels) for window in (x[:, :2], x[:, 2:])]
+    torch.testing.assert_close(loss, sum(losses) / 2)
+
+
+@each
+def test_average_of_all(model, frames):
+    network = model.small(4, average="log_probabilities").eval()
+    x = clip(2 * frames)
+    network.average = "probabilities"
+    windows = [network(x[:, start : start + frames]) for start in (0, frames)]
+    network.average = "log_probabilities"
+    torch.testing.assert_close(network(x), sum(windows) / 2)
 
 
 @each
