@@ -1,4 +1,4 @@
-"""Where the time of a workload goes on a GPU: its kernels by time, for each backend.
+"""Where the time of a workload goes on a GPU, its kernels by time, and on the host, for each backend.
 
 python benchmarks/gpu_kernels.py ROW[,ROW] [--mode forward|train] [--contenders cuda,triton,tuned] [--top N]
 """
@@ -8,26 +8,39 @@ from __future__ import annotations
 import argparse
 
 import torch
+from torch.autograd.profiler_util import EventList
 from torch.profiler import ProfilerActivity, profile
 
 from convgru_fused.bench import contenders, measure, program, workloads
 
+Times = dict[str, tuple[float, float]]  # by name milliseconds and how often, of one call
 
-def by_kernel(run: program.Program, calls: int) -> dict[str, tuple[float, float]]:
-    """Of each kernel the milliseconds and the launches of one call."""
-    run.activate()
-    for _ in range(3):
-        run()
-    torch.cuda.synchronize()
-    with profile(activities=[ProfilerActivity.CUDA]) as trace:
+
+def traced(run: program.Program, calls: int, activities: list[ProfilerActivity]) -> EventList:
+    with profile(activities=activities) as trace:
         for _ in range(calls):
             run()
         torch.cuda.synchronize()
-    found = {}
-    for event in trace.key_averages():
-        if event.self_device_time_total:
-            found[event.key] = (event.self_device_time_total * 1e-3 / calls, event.count / calls)
-    return found
+    return trace.key_averages()
+
+
+def by_kernel(run: program.Program, calls: int) -> Times:
+    events = traced(run, calls, [ProfilerActivity.CUDA])
+    return {
+        event.key: (event.self_device_time_total * 1e-3 / calls, event.count / calls)
+        for event in events
+        if event.self_device_time_total
+    }
+
+
+def by_operation(run: program.Program, calls: int) -> Times:
+    """Of what the host does; what it calls in turn counts there. Slower than without a profiler."""
+    events = traced(run, calls, [ProfilerActivity.CPU, ProfilerActivity.CUDA])
+    return {
+        event.key: (event.self_cpu_time_total * 1e-3 / calls, event.count / calls)
+        for event in events
+        if event.self_cpu_time_total
+    }
 
 
 def milliseconds(run: program.Program, calls: int) -> float:
@@ -71,14 +84,23 @@ def main() -> None:
 
 
 def show(workload: workloads.Workload, name: str, run: program.Program, args: argparse.Namespace) -> None:
-    """Prints the kernels of a program, those with most time first."""
-    found = by_kernel(run, args.calls)
+    """Prints the kernels of a program and what the host does, those with most time first."""
+    run.activate()
+    for _ in range(3):
+        run()
+    kernels, operations = by_kernel(run, args.calls), by_operation(run, args.calls)
     total = milliseconds(run, args.calls)
-    inside = sum(ms for ms, _ in found.values())
+    inside = sum(ms for ms, _ in kernels.values())
     print(f"\n{workload.name} {args.mode}, {name}: {total:.3f} ms, of them in kernels {inside:.3f} ms")
-    for kernel, (ms, count) in sorted(found.items(), key=lambda item: -item[1][0])[: args.top]:
-        print(f"  {ms:9.3f} ms {count:6.0f}x {1e3 * ms / count:9.1f} us  {kernel[:100]}")
+    show_times(kernels, args.top)
+    print(" host, under the profiler:")
+    show_times(operations, args.top)
     run.release()
+
+
+def show_times(times: Times, top: int) -> None:
+    for name, (ms, count) in sorted(times.items(), key=lambda item: -item[1][0])[:top]:
+        print(f"  {ms:9.3f} ms {count:6.0f}x {1e3 * ms / count:9.1f} us  {name[:100]}")
 
 
 if __name__ == "__main__":

@@ -32,22 +32,34 @@ CONVGRU_DEVICE void load_channels(
   }
 }
 
+// Where the pixel of a row is in its image; far outside of it if there is no such row.
+struct Place {
+  int y, x;
+
+  // Whether there is a pixel so far from it.
+  CONVGRU_DEVICE bool has(int dy, int dx, int height, int width) const {
+    return y + dy >= 0 && y + dy < height && x + dx >= 0 && x + dx < width;
+  }
+};
+
+template <class T>
+CONVGRU_DEVICE Place place_of(const Convolution<T>& conv, int64_t row) {
+  const int pixels = conv.height * conv.width;
+  if (row >= conv.batch * pixels) return {-(1 << 24), 0};
+  const int pixel = divided(row, pixels).remainder;
+  return {pixel / conv.width, pixel % conv.width};
+}
+
 // What one thread of a block loads for each piece of the depth.
 template <class T, class Config>
 class Loader {
  public:
   CONVGRU_DEVICE Loader(const Convolution<T>& conv, int64_t first_row, int first_column)
       : conv_(conv), first_column_(first_column) {
-    const int pixels = conv.height * conv.width;
-    const int64_t rows = conv.batch * pixels;
 #pragma unroll
     for (int i = 0; i < kRowChunks; ++i) {
-      const int64_t row = first_row + (threadIdx.x + i * Config::kThreads) / kChunksOfRow;
-      const bool exists = row < rows;
-      const int pixel = exists ? divided(row, pixels).remainder : 0;
-      row_[i] = exists ? row : 0;
-      y_[i] = exists ? pixel / conv.width : -(1 << 24);  // outside of the image, whatever the tap
-      x_[i] = pixel % conv.width;
+      row_[i] = first_row + (threadIdx.x + i * Config::kThreads) / kChunksOfRow;
+      place_[i] = place_of(conv, row_[i]);
     }
     for (int source = 0; source < conv.source_count; ++source) aligned_ &= is_aligned(conv.sources[source]);
   }
@@ -87,10 +99,9 @@ class Loader {
 #pragma unroll
     for (int i = 0; i < kRowChunks; ++i) {
       const int at = threadIdx.x + i * Config::kThreads, offset = at % kChunksOfRow * kVector<T>;
-      const int y = y_[i] + dy, x = x_[i] + dx;
-      const bool inside = y >= 0 && y < conv_.height && x >= 0 && x < conv_.width;
+      const bool is_there = place_[i].has(dy, dx, conv_.height, conv_.width);
       load_channels(
-          source, aligned_, inside, row_[i] + int64_t{dy} * conv_.width + dx, first_channel + offset,
+          source, aligned_, is_there, row_[i] + int64_t{dy} * conv_.width + dx, first_channel + offset,
           a + at / kChunksOfRow * Config::kStrideA + offset);
     }
   }
@@ -99,7 +110,7 @@ class Loader {
   int first_column_;
   bool aligned_ = true;
   int64_t row_[kRowChunks];
-  int y_[kRowChunks], x_[kRowChunks];
+  Place place_[kRowChunks];
 };
 
 // Adds the products of all pieces of the depth, one after the other. load(piece) starts to copy what a piece
@@ -496,6 +507,7 @@ CONVGRU_DEVICE void apply_to_all(int64_t rows, int channels, const T* sums, cons
   });
 }
 
+// One block less: the operands of a vector take more than the 64 registers that four blocks leave a thread.
 template <class T, class Epilogue>
 __global__ void __launch_bounds__(kElementThreads, kElementBlocks - 1)
     elementwise_kernel(int64_t rows, int channels, const T* sums, const __grid_constant__ Epilogue epilogue) {

@@ -52,8 +52,7 @@ class BlockTiles {
         row_step_(int64_t{down} * Config::kTileRows) {
     for (int i = threadIdx.x; i < kMostTilesOfBlock * Config::kTileRows; i += Config::kThreads) {
       const int64_t row = first_row_ + i / Config::kTileRows * row_step_ + i % Config::kTileRows;
-      const int pixel = divided(row, conv.height * conv.width).remainder;
-      places_[i] = {row < rows_ ? pixel / conv.width : -(1 << 24), pixel % conv.width};
+      places_[i] = place_of(conv, row);
     }
     for (int i = threadIdx.x; i < Config::kStrideA; i += Config::kThreads)
       zeros_[i] = narrow<T>(compute_t<T>(0));
@@ -85,10 +84,6 @@ class BlockTiles {
   // Steps of the depth that a share has in a tap, at most.
   static constexpr int kTurns = (Products::kSteps + Config::kShares - 1) / Config::kShares;
 
-  // Of a row in its image; far outside of it if there is no such row.
-  struct Place {
-    int y, x;
-  };
   static constexpr int kPlaceElements = kMostTilesOfBlock * Config::kTileRows * sizeof(Place) / sizeof(T);
 
   CONVGRU_HOST_DEVICE static int stage_elements(int halo) {
@@ -124,10 +119,8 @@ class BlockTiles {
           const T* rows[kDown];
 #pragma unroll
           for (int i = 0; i < kDown; ++i) {
-            const int y = place[i].y + dy, x = place[i].x + dx;
-            const bool inside = y >= 0 && y < height && x >= 0 && x < width;
             const int at = Products::row(i) + dy * width + dx;
-            rows[i] = inside ? pixels + at * Config::kStrideA : zeros_;
+            rows[i] = place[i].has(dy, dx, height, width) ? pixels + at * Config::kStrideA : zeros_;
           }
 #pragma unroll
           for (int i = 0; i < kTurns; ++i)
