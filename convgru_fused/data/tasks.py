@@ -100,8 +100,8 @@ class EventOrder(GeneratedTask):
     YX, which is right for three clips of four at best; frames of noise alone tell nothing. With `pairs`
     "mixed" there are only XY and YX, so that such a model is at chance. C = 1.
 
-    Windows shorter than the gap are better than that if events are at other places in the first than in the
-    last of them; in `EventGap` they are not.
+    Windows shorter than the gap are better than that if they see the first event at other places than the
+    second; in `EventGap` they need not.
 
     Args:
         length, seed, order: as in `GeneratedTask`. Backwards, XY is YX.
@@ -164,7 +164,11 @@ class EventGap(EventOrder):
     """`EventOrder` with so many frames between the events as is said: for accuracy against the gap. C = 1.
 
     Either the first event begins in one of the first `starts` frames, or the second ends in one of the last.
-    Windows of a length that divides `starts`, one after the other, see either event in every place alike.
+
+    Windows one after the other whose length divides gap + 2, the way from event to event, see both at the
+    same place, so what is added up over the windows says nothing of their order. With other gaps it does,
+    even if all places are as frequent: a model to which late places in a window are signs of the first event
+    is right more often than not.
 
     Args:
         length, seed, order, size, pairs, noise: as in `EventOrder`.
@@ -183,8 +187,8 @@ class EventGap(EventOrder):
         order: str = "forward",
         *,
         frames: int = 30,
-        gaps: Sequence[int] = (2, 4, 8, 16),
-        starts: int = 10,
+        gaps: Sequence[int] = (2, 4, 8, 18),
+        starts: int = 9,
         size: int = 32,
         pairs: str = "all",
         noise: float = 0.5,

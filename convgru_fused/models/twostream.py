@@ -106,6 +106,7 @@ class TwoStream(nn.Module):
         num_classes: how many classes.
         frame_shape: (C,H,W) of a frame.
         flow_frames: L.
+        flow_stride: fields from the start of a stack to that of the next; None is `flow_frames`.
         spatial: another model to use instead, clip -> log-probabilities, such as a `GRURCN`.
         temporal: another model to use instead, flow -> log-probabilities.
         flow_weight: weight of the temporal stream in the average, 0 to 1; the other stream has the rest.
@@ -122,6 +123,7 @@ class TwoStream(nn.Module):
         *,
         frame_shape: Sequence[int] = (3, 224, 224),
         flow_frames: int = FLOW_FRAMES,
+        flow_stride: int | None = None,
         spatial: nn.Module | None = None,
         temporal: nn.Module | None = None,
         flow_weight: float = 0.5,
@@ -131,6 +133,7 @@ class TwoStream(nn.Module):
         super().__init__()
         check_int("num_classes", num_classes)
         check_int("flow_frames", flow_frames)
+        _check_stride(flow_stride)
         check_number("flow_weight", flow_weight, 0, 1)
         check_number("dropout", dropout, 0, 1)
         C, H, W = check_frame_shape(frame_shape)
@@ -139,7 +142,7 @@ class TwoStream(nn.Module):
             spatial = FrameStack(num_classes, network, (C, H, W), frames=1, average=average)
         if temporal is None:
             network = cnn_m((2 * flow_frames, H, W), num_classes, second_norm=False, dropout=dropout)
-            temporal = FlowStack(num_classes, network, (2, H, W), flow_frames, average=average)
+            temporal = FlowStack(num_classes, network, (2, H, W), flow_frames, flow_stride, average=average)
         check_module("spatial", spatial)
         check_module("temporal", temporal)
         self.num_classes = num_classes
@@ -169,14 +172,16 @@ class TwoStream(nn.Module):
         *,
         width: float = 1.0,
         subtract_mean: bool = True,
+        flow_stride: int | None = None,
         average: str = "probabilities",
         **options: Any,
     ) -> TwoStream:
         """Narrow VGGs as both streams, for tests and training on a CPU. All layers have `width` times as many
-        channels; `subtract_mean` is `FlowStack`'s; `options` and `average` go to the constructor."""
+        channels; `subtract_mean` is `FlowStack`'s; the others go to the constructor."""
         C, H, W = check_frame_shape(frame_shape)
         fields = options.setdefault("flow_frames", 9)  # of 10 frames
         check_int("flow_frames", fields)
+        _check_stride(flow_stride)
 
         def network(channels: int) -> FrameClassifier:
             vgg = small_vgg(channels, ("fc7",), width)
@@ -189,8 +194,14 @@ class TwoStream(nn.Module):
                 network(2 * fields),
                 (2, H, W),
                 fields,
+                flow_stride,
                 subtract_mean=subtract_mean,
                 average=average,
             ),
         }
         return cls(num_classes, frame_shape=(C, H, W), average=average, **{**streams, **options})
+
+
+def _check_stride(flow_stride: object) -> None:
+    if flow_stride is not None:
+        check_int("flow_stride", flow_stride)

@@ -91,7 +91,7 @@ def test_a_budget_that_cannot_be_met():
         (
             {"tasks": {"gaps": {"steps": 1, "test_options": {"gaps": [30]}}}},
             ValueError,
-            "tasks: gaps: frames: expected at least 43, got 30",
+            "tasks: gaps: frames: expected at least 42, got 30",
         ),
         ({"rows": 1}, ValueError, "file: expected fields among seeds, .*, got 'rows'"),
     ],

@@ -108,6 +108,7 @@ WRONG = [
     (ConvLSTM, dict(bias="yes"), TypeError, "bias: expected a bool, got str"),
     (ConvLSTM, dict(kernel_size=4), ValueError, "kernel_size: expected an odd size, got 4"),
     (C3D, dict(average="max"), ValueError, "average: expected one of 'probabilities', 'log_prob"),
+    (TwoStream, dict(flow_stride=0), ValueError, "flow_stride: expected at least 1, got 0"),
     (TwoStream, dict(average=None), ValueError, "average: expected one of 'probabilities', 'log_prob"),
     (C3D, dict(frames=0), ValueError, "frames: expected at least 1, got 0"),
     (C3D, dict(stride=0), ValueError, "stride: expected at least 1, got 0"),

@@ -63,6 +63,14 @@ def test_weighted_average(weight):
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
 
 
+def test_stride_of_the_flow():
+    windows = TwoStream.small(4, flow_stride=10).temporal.windows(
+        torch.arange(29.0).view(1, 29, 1, 1, 1).expand(1, 29, 2, 32, 32)
+    )
+    assert windows[0, :, 0, 0, 0, 0].tolist() == [0, 10, 20]
+    assert TwoStream(4, flow_stride=7).temporal.stride == 7
+
+
 @pytest.mark.parametrize("weight", [0, 0.25, 1])
 def test_average_of_log_probabilities(weight):
     model = TwoStream.small(4, flow_weight=weight, average="log_probabilities")
