@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Everything that only a GPU can show, in stages; each stage alone by its name. Small files in $OUT.
-#   benchmarks/gpu_check.sh [build] [test] [errors] [sanitize] [bench] [triton] [profile] [tune] [compiled] [compare]
-# No stage: all but the last three, which take long. Needs Python with a CUDA build of torch >= 2.11, nvcc, a GPU;
+#   benchmarks/gpu_check.sh [build] [test] [errors] [sanitize] [bench] [triton] [profile] [ways] [tune] [compiled] [compare]
+# No stage: all but the last four, which take long. Needs Python with a CUDA build of torch >= 2.11, nvcc, a GPU;
 # no network, nothing installed.
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -45,6 +45,11 @@ run_profile() {
   for mode in forward train; do
     $PYTHON benchmarks/gpu_kernels.py gru_rcn_pool3,gru_rcn_stream,matting_coarse,tiny --mode $mode --contenders cuda
   done
+}
+# The CUDA backend once more by the ways that are measured first; $OUT/cuda_ways.txt says which they are.
+run_ways() {
+  CONVGRU_FUSED_AUTOTUNE=1 CONVGRU_FUSED_CACHE="$OUT" bench --rows $ALL \
+    --backend cuda --graphs --peers graphed --repetitions 6 --json "$OUT/bfloat16-ways.json"
 }
 # The Triton backend once more with tiles that are measured first; the tiles are left for convgru_fused/triton/tiles.py.
 run_tune() {

@@ -127,6 +127,10 @@ def test_instructions(kernels, folder, architecture, dtype, instruction):
         assert needed in code
 
 
+def test_what_has_no_kernels(tmp_path):
+    nvcc(CSRC / "cuda" / "timing.cu", tmp_path / "object.o", ARCHITECTURES[0], "-c")
+
+
 @pytest.mark.parametrize("source", sorted(CSRC.glob("cuda/*.cpp")), ids=lambda path: path.name)
 def test_the_rest_compiles_against_this_torch(source, tmp_path):
     includes = [*cpp_extension.include_paths(), Path(NVCC).resolve().parents[1] / "include"]

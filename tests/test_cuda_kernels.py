@@ -3,6 +3,7 @@ tests/cuda_on_host, with its operators under a name of their own, against plain 
 C++ compiler, no GPU and no CUDA toolkit."""
 
 import ctypes
+import dataclasses
 import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
@@ -262,6 +263,74 @@ def test_how_it_is_run_is_said(backend, options, words, monkeypatch, capfd):
     problem = "T=3 N=1 K=32 5x9, kernel 3x5, BFloat16: "
     assert forward.startswith(f"convgru_fused: gru-rcn forward, {problem}{words}")
     assert backward.startswith(f"convgru_fused: gru-rcn backward, {problem}{words[:10]}")
+
+
+@pytest.fixture
+def autotune(monkeypatch, tmp_path):
+    """The file in which the fastest ways are remembered; each time it is asked for, of another folder."""
+    monkeypatch.setenv("CONVGRU_FUSED_AUTOTUNE", "1")
+    folders = (tmp_path / str(i) / "cache" for i in range(9))
+
+    def remembered_in(*lines):
+        folder = next(folders)
+        monkeypatch.setenv("CONVGRU_FUSED_CACHE", str(folder))
+        if lines:
+            folder.mkdir(parents=True)
+            (folder / "cuda_ways.txt").write_text("".join(f"{line}\n" for line in lines))
+        return folder / "cuda_ways.txt"
+
+    return remembered_in
+
+
+TUNED = Sample("tuned", T=3, N=1, C=8, K=16, H=12, W=12)
+
+
+def test_the_fastest_way_is_measured_once(backend, autotune):
+    """Which is PyTorch's library: what runs the kernels here is a hundred times as slow."""
+    file = autotune()
+    name = backend()
+    for T in (3, 2, 1):
+        sample = dataclasses.replace(TUNED, T=T)
+        output, gradients = run(name, sample, torch.float32)
+        assert_close_to_reference(output, reference(sample, torch.float32)[0])
+        assert_gradients_close(gradients, reference(sample, torch.float32)[1])
+    torch_release = ".".join(torch.__version__.split(".")[:2])
+    assert file.read_text().splitlines() == [
+        f"library: host, torch {torch_release}, gru-rcn {what}, {steps}, "
+        "N=1 C=8 3x3 K=16 12x12, kernel 3x3, Float"
+        for steps in ("steps", "one step")
+        for what in ("forward for backward", "backward")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("way", "words"),
+    [
+        ("one-kernel", "one kernel, "),
+        ("kernels", "kernels for every step, convolutions by our own"),
+        ("library", "kernels for every step, convolutions by PyTorch's library"),
+    ],
+)
+def test_the_way_that_is_remembered_is_taken(backend, autotune, way, words, monkeypatch, capfd):
+    name = backend()
+    file = autotune()
+    run(name, TUNED, torch.bfloat16)
+    lines = [line.replace("library: ", f"{way}: ") for line in file.read_text().splitlines()]
+    file = autotune("quick: is no way", "nor is this", lines[1].replace(way, "library"), *lines)
+    monkeypatch.setenv("CONVGRU_FUSED_VERBOSE", "1")
+    run(name, TUNED, torch.bfloat16)
+    said = capfd.readouterr().err.splitlines()
+    assert len(said) == 2 and all(f"BFloat16: {words}" in line for line in said)
+    assert file.read_text().splitlines()[3:] == lines  # nothing was measured
+
+
+def test_a_cache_that_cannot_be_written(backend, autotune, capfd):
+    file = autotune()
+    file.parent.parent.mkdir()
+    file.parent.write_text("no folder")
+    output, _ = run(backend(), TUNED, torch.float64)
+    assert_close_to_reference(output, reference(TUNED, torch.float64)[0])
+    assert f"convgru_fused: cannot write {file}" in capfd.readouterr().err
 
 
 def test_one_kernel_whose_weights_leave_little_room(library, backend):

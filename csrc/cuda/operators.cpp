@@ -5,6 +5,7 @@
 #include "../schemas.h"
 #include "device.h"
 #include "recurrence.h"
+#include "tuning.h"
 
 namespace convgru::cuda {
 namespace {
@@ -16,9 +17,13 @@ std::tuple<Tensor, Tensor> conv_gru(
   const OnDevice device(weight_hh);
   const auto [arguments, p] =
       prepare(input, hx, weight_ih, weight_hh, bias_ih, bias_hh, gate_bias, lengths, variant, reverse);
-  const Call call{arguments, p, fast, device.stream()};
-  return dispatch<bfloat16, float16>(
-      weight_hh.scalar_type(), [&](auto zero) { return forward<decltype(zero)>(call, save_gates); });
+  const auto run = [&](const Call& call) {
+    return dispatch<bfloat16, float16>(
+        weight_hh.scalar_type(), [&](auto zero) { return forward<decltype(zero)>(call, save_gates); });
+  };
+  Call call{arguments, p, fast, device.stream()};
+  call.way = measured_way(call, variant + (save_gates ? " forward for backward" : " forward"), run);
+  return run(call);
 }
 
 GradientTuple conv_gru_backward(
@@ -30,11 +35,15 @@ GradientTuple conv_gru_backward(
   const auto [arguments, p] =
       prepare(input, hx, weight_ih, weight_hh, bias_ih, bias_hh, gate_bias, lengths, variant, reverse);
   check_backward(grad_output, output, gates, weight_hh, output_mask, p);
-  const Call call{arguments, p, fast, device.stream()};
   const Tensor gates_kept = stable::contiguous(gates);
-  return as_tuple(dispatch<bfloat16, float16>(weight_hh.scalar_type(), [&](auto zero) {
-    return backward<decltype(zero)>(call, grad_output, output, gates_kept, output_mask);
-  }));
+  const auto run = [&](const Call& call) {
+    return dispatch<bfloat16, float16>(weight_hh.scalar_type(), [&](auto zero) {
+      return backward<decltype(zero)>(call, grad_output, output, gates_kept, output_mask);
+    });
+  };
+  Call call{arguments, p, fast, device.stream()};
+  call.way = measured_way(call, variant + " backward", run);
+  return as_tuple(run(call));
 }
 
 }  // namespace

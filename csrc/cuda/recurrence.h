@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
+#include <optional>
 #include <sstream>
 #include <string>
 #include <tuple>
@@ -16,12 +17,17 @@
 
 namespace convgru::cuda {
 
+// How the steps of a sequence are run: by one kernel for all of them; or for each of its convolutions by
+// PyTorch's library and a kernel for what follows; or by one of our kernels for both.
+enum class Way { kOneKernel, kLibrary, kKernels };
+
 // What one call is about, and where it runs.
 struct Call {
   Arguments arguments;
   Problem p;
   bool tf32;
   Stream stream;
+  std::optional<Way> way = std::nullopt;  // if it was measured; it is not taken where it cannot be
 
   const Tensor& weight_hh() const { return arguments.weight_hh; }
   Tensor empty(const std::vector<int64_t>& shape) const { return stable::new_empty(weight_hh(), shape); }
@@ -121,9 +127,9 @@ WeightPart<T> transposed_rows_of(const Tensor& weight, int64_t first, int64_t co
 // where they are long, it makes up for what goes to memory and back between them and their epilogues.
 inline bool prefers_library(const Call& call) {
   const Tensor& weight = call.weight_hh();
-  const double operations_of_step = 2.0 * call.p.rows() * weight.numel();
-  return weight.scalar_type() != torch::headeronly::ScalarType::Double &&
-         operations_of_step >= least_operations_of_library();
+  if (weight.scalar_type() == torch::headeronly::ScalarType::Double) return false;
+  if (call.way.has_value()) return *call.way == Way::kLibrary;
+  return 2.0 * call.p.rows() * weight.numel() >= least_operations_of_library();  // of a step
 }
 
 // Rows of the hidden weight; transposed: as the gradient of their outputs goes back to the inputs.
@@ -233,16 +239,29 @@ Tensor meeting_place(const Call& call) {
   return call.empty({static_cast<int64_t>(kElements)});
 }
 
+// "K=32 5x9, kernel 3x5, Float as TF32".
+inline std::string problem_text(const Call& call) {
+  const Tensor& weight = call.weight_hh();
+  std::ostringstream text;
+  text << "K=" << call.p.K << " " << call.p.H << "x" << call.p.W << ", kernel " << weight.size(2) << "x"
+       << weight.size(3) << ", " << torch::headeronly::toString(weight.scalar_type());
+  if (weight.scalar_type() == torch::headeronly::ScalarType::Float && call.tf32) text << " as TF32";
+  return text.str();
+}
+
+// Whether an environment variable is "1".
+inline bool is_set(const char* variable) {
+  const char* value = std::getenv(variable);
+  return value != nullptr && std::string(value) == "1";
+}
+
 // With CONVGRU_FUSED_VERBOSE=1, how a sequence is run: a line on standard error.
 template <class T, template <class> class Sequence>
-void say_how(const Call& call, const Sequence<T>& sequence, const SequencePlan& plan) {
-  const char* wanted = std::getenv("CONVGRU_FUSED_VERBOSE");
-  if (wanted == nullptr || std::string(wanted) != "1") return;
-  const Convolution<T>& conv = sequence.convolutions[0];
+void say_how(const Call& call, const SequencePlan& plan) {
+  if (!is_set("CONVGRU_FUSED_VERBOSE")) return;
   std::ostringstream line;
-  line << "convgru_fused: " << Sequence<T>::kName << ", T=" << call.p.T << " N=" << call.p.N
-       << " K=" << call.p.K << " " << call.p.H << "x" << call.p.W << ", kernel " << conv.kernel_h << "x"
-       << conv.kernel_w << ", " << torch::headeronly::toString(call.weight_hh().scalar_type()) << ": ";
+  line << "convgru_fused: " << Sequence<T>::kName << ", T=" << call.p.T << " N=" << call.p.N << " "
+       << problem_text(call) << ": ";
   if (plan.down > 0)
     line << "one kernel, " << plan.blocks() << " blocks of " << plan.threads << " threads, " << plan.stages
          << " stages, " << plan.shared_bytes << " bytes of shared memory";
@@ -257,9 +276,10 @@ template <class T, template <class> class Sequence>
 void run(
     const Call& call, const Sequence<T>& sequence, const std::vector<PreparedConvolution<T>*>& convolutions) {
   const int64_t count = sequence.steps.count;
-  const SequencePlan plan = count > 1 ? sequence_plan(sequence) : SequencePlan{};
+  const bool may_be_one = count > 1 && call.way.value_or(Way::kOneKernel) == Way::kOneKernel;
+  const SequencePlan plan = may_be_one ? sequence_plan(sequence) : SequencePlan{};
   const bool at_once = plan.down > 0;
-  say_how(call, sequence, plan);
+  say_how<T, Sequence>(call, plan);
   for (PreparedConvolution<T>* convolution : convolutions)
     at_once ? convolution->pack() : convolution->prepare();
   if (at_once) return run_sequence(sequence, call.stream);
