@@ -128,3 +128,22 @@ def test_autocast(gpu_backend):
     x, h = torch.randn(2, 1, 16, 9, 9, device="cuda").unbind()
     with use_backend(gpu_backend), torch.autocast("cuda", dtype=torch.bfloat16):
         assert cell(x, h).dtype == torch.bfloat16
+
+
+@pytest.mark.skipif("cuda" not in NAMES, reason="the CUDA backend is not built")
+def test_the_fastest_way_is_measured_unless_a_graph_is_captured(monkeypatch, tmp_path):
+    monkeypatch.setenv("CONVGRU_FUSED_AUTOTUNE", "1")
+    monkeypatch.setenv("CONVGRU_FUSED_CACHE", str(tmp_path))
+    model, x = model_and_input("gru-rcn", torch.float32)
+    with use_backend("eager"):
+        expected, _ = model(x)
+    with use_backend("cuda"), torch.no_grad():
+        torch.testing.assert_close(model(x)[0], expected)
+        lines = (tmp_path / "cuda_ways.txt").read_text().splitlines()
+        assert torch.cuda.get_device_name() in lines[-1] and " forward, steps, N=4 C=64 3x3 " in lines[-1]
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            output, _ = model(x[:, :2])
+        graph.replay()
+        torch.testing.assert_close(output, expected[:, :2])
+    assert (tmp_path / "cuda_ways.txt").read_text().splitlines() == lines
