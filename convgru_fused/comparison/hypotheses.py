@@ -104,6 +104,20 @@ def findings(records: Records) -> list[Finding]:
                 [_blind(records, "gaps", family, accuracy) for family in ("single_frame", *_WINDOWS)],
             ),
         ]
+        if tests := list(records.plan.tasks["gaps"].further_tests):
+            cap = records.order_blind("gaps")
+            found.append(
+                Finding(
+                    "gaps: where a window shows both events, C3D does tell their order",
+                    [
+                        _judged(
+                            f"c3d, gap {tests[0]} - {cap:g}",
+                            records.mean("gaps", "c3d", lambda r: r.further_accuracies[tests[0]] - cap),
+                            0,
+                        )
+                    ],
+                )
+            )
     if "paths" in tasks:
         found.append(
             Finding(

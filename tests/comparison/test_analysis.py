@@ -25,7 +25,7 @@ BLIND = {"dots": 0.125, "gaps": 0.75, "paths": 0.5}
 def plan(seeds, families):
     tasks = {
         "dots": {"steps": 10, "families": {"late_fusion": {"distance": 9}}},
-        "gaps": {"steps": 10},
+        "gaps": {"steps": 10, "further_tests": {"2": {"gaps": [2]}, "18": {"gaps": [18]}}},
         "paths": {"steps": 10, "task_options": {"frames": 16}},
     }
     return plan_of({"seeds": seeds, "budget": 20000, "families": families, "tasks": tasks}, "test")
@@ -39,7 +39,8 @@ def document(accuracies=EXPECTED, *, seeds=5, families=FAMILIES, spread=0.01, **
         found = accuracies[run.task][run.family] + spread * (run.seed - (seeds - 1) / 2)
         values = {
             "parameters": 20000, "flops": 10**6, "losses": [1.0] * 10, "accuracy": found,
-            "shuffled_accuracy": BLIND[run.task], "reversed_accuracy": found, "further_accuracies": {},
+            "shuffled_accuracy": BLIND[run.task], "reversed_accuracy": found,
+            "further_accuracies": {"2": 0.9 + 0.01 * run.seed, "18": found},
             "layer_accuracies": {"pool1": 0.6, "fc7": 0.2} if run.family == "grurcn" else {},
             "kept_bytes": 1000, "seconds": 1.0,
         }  # fmt: skip
@@ -106,6 +107,7 @@ def test_a_hypothesis_that_fails(task, family, value, text):
         ({"shuffled_accuracy": 0.9}, "with shuffled frames"),
         ({"reversed_accuracy": 0.3}, "Backwards"),
         ({"layer_accuracies": {"pool1": 0.15, "fc7": 0.2}}, "lowest layer alone"),
+        ({"further_accuracies": {"2": 0.7, "18": 0.7}}, "where a window shows both events"),
     ],
 )
 def test_a_control_that_fails(others, text):
