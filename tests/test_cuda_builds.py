@@ -18,17 +18,19 @@ ARCHITECTURES = ("80", "86", "89", "90a", "100", "120")
 # Registers at most, of any type on any architecture: what `python tests/test_cuda_builds.py` prints (nvcc
 # 13.0).
 MOST_REGISTERS = {
-    "convolve_kernel matrix 64": 120,
-    "convolve_kernel matrix 96": 126,
+    "convolve_kernel matrix 64": 126,
+    "convolve_kernel matrix 96": 127,
+    "convolve_kernel matrix 128x64": 128,
+    "convolve_kernel matrix 128x96": 128,
     "convolve_kernel plain 64": 188,
-    "convolve_kernel plain 96": 172,
+    "convolve_kernel plain 96": 192,
     "elementwise_kernel": 78,
     "pack_kernel": 36,
     "previous_states_kernel": 50,
-    "sequence_kernel matrix 32": 171,
-    "sequence_kernel matrix 48": 192,
-    "sequence_kernel plain 32": 222,
-    "sequence_kernel plain 48": 198,
+    "sequence_kernel matrix 32": 178,
+    "sequence_kernel matrix 48": 194,
+    "sequence_kernel plain 32": 223,
+    "sequence_kernel plain 48": 204,
     "transpose_kernel": 52,
     "valid_images_kernel": 38,
 }
@@ -52,7 +54,8 @@ def family(name: str) -> str:
     assert match, name
     kernel, arguments = match.groups()
     config = re.search(r"(Plain|Matrix)Config<[^,]*, (?:\(int\))?(\d+)", arguments)
-    return f"{kernel} {config[1].lower()} {config[2]}" if config else kernel
+    large = "128x" if re.search(r"MatrixShape\{(?:\(int\))?128\b", arguments) else ""
+    return f"{kernel} {config[1].lower()} {large}{config[2]}" if config else kernel
 
 
 def resources(report: str) -> dict[str, tuple[int, int]]:

@@ -107,7 +107,7 @@ class _HostRun(torch.autograd.Function):
 def backend(library, monkeypatch):
     """The name of the backend on the host, of which run() knows; the arguments of backend() set how it runs:
     resident_blocks is the size of the GPU, 0 if it cannot run a sequence by one kernel; by_library leaves the
-    convolutions of the steps to PyTorch."""
+    convolutions of the steps to PyTorch, large_tiles has ours use the larger of two."""
     options = {"tf32": False}
 
     def conv_gru(*args, save_gates):
@@ -117,8 +117,9 @@ def backend(library, monkeypatch):
     name = "cuda on the host"
     monkeypatch.setitem(BACKENDS, name, Backend(name, "", lambda: "", lambda problem: [], conv_gru))
 
-    def configure(seed=0, tf32=False, resident_blocks=24, by_library=False):
+    def configure(seed=0, tf32=False, resident_blocks=24, by_library=False, large_tiles=False):
         library.cuda_on_host_least_operations_of_library(ctypes.c_double(0 if by_library else 1e300))
+        library.cuda_on_host_least_large_tiles(ctypes.c_int64(0 if large_tiles else 2**62))
         library.cuda_on_host_seed(seed)
         library.cuda_on_host_resident_blocks(resident_blocks)
         options["tf32"] = tf32
@@ -148,8 +149,13 @@ def samples(*cases):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(
     "how",
-    [{"resident_blocks": 0}, {"resident_blocks": 24}, {"resident_blocks": 0, "by_library": True}],
-    ids=["kernels", "one-kernel", "library"],
+    [
+        {"resident_blocks": 0},
+        {"resident_blocks": 0, "large_tiles": True},
+        {"resident_blocks": 24},
+        {"resident_blocks": 0, "by_library": True},
+    ],
+    ids=["kernels", "large-tiles", "one-kernel", "library"],
 )
 def test_gradients_from_recomputed_gates(backend, how, dtype, sample):
     """Every kernel but those of TF32 is in here: `make sanitize` runs it."""
@@ -185,6 +191,20 @@ def test_tf32(backend, sample):
     assert not torch.equal(output, exact)
     assert_close_to_reference(output, expected_output, tolerance=TOLERANCES[torch.float16, "output"])
     assert_gradients_close(gradients, expected_gradients, tolerance=TOLERANCES[torch.float16, "gradients"])
+
+
+@pytest.mark.parametrize("variant", SMOOTH_VARIANTS)
+@pytest.mark.parametrize("shape", [(20, 40, 13, 17), (3, 72, 9, 30), (8, 5, 1, 200)], ids=str)
+@pytest.mark.parametrize("tf32", [False, True], ids=["bfloat16", "tf32"])
+def test_large_tiles(backend, variant, shape, tf32):
+    """The same bits as with small ones, for a warp adds up the same products in the same order."""
+    C, K, H, W = shape
+    dtype = torch.float32 if tf32 else torch.bfloat16
+    sample = Sample("large", T=2, N=1, C=C, K=K, H=H, W=W, variant=variant, hx=True)
+    expected_output, expected_gradients = run(backend(resident_blocks=0, tf32=tf32), sample, dtype)
+    output, gradients = run(backend(resident_blocks=0, tf32=tf32, large_tiles=True), sample, dtype)
+    assert torch.equal(output, expected_output)
+    assert_same_bits(gradients, expected_gradients)
 
 
 def assert_same_bits(gradients, expected_gradients):

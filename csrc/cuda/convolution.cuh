@@ -17,14 +17,17 @@ CONVGRU_DEVICE bool is_aligned(const Source<T>& source) {
          source.pixel_stride * sizeof(T) % kCopyBytes == 0;
 }
 
-// Starts to copy kVector<T> channels of a row, from `channel` on, to shared memory; zeros for those beyond
-// the last, and for all of them if the row is not there.
+// How many of the next kVector<T> channels from `channel` on there are.
 template <class T>
-CONVGRU_DEVICE void load_channels(
-    const Source<T>& source, bool aligned, bool is_there, int64_t row, int channel, T* target) {
-  const int left = is_there ? source.channels - channel : 0;
-  const int count = left < 0 ? 0 : left > kVector<T> ? kVector<T> : left;
-  const T* from = count > 0 ? source.data + row * source.pixel_stride + channel : source.data;
+CONVGRU_DEVICE int channels_left(int channels, int channel) {
+  const int left = channels - channel;
+  return left < 0 ? 0 : left > kVector<T> ? kVector<T> : left;
+}
+
+// Starts to copy `count` channels to shared memory, of kVector<T>, and zeros for the others. `from` can be
+// read even if nothing is.
+template <class T>
+CONVGRU_DEVICE void load_channels(const T* from, int count, bool aligned, T* target) {
   if (aligned) {
     copy_async<kCopyBytes>(target, from, count * static_cast<int>(sizeof(T)));
   } else {
@@ -32,13 +35,49 @@ CONVGRU_DEVICE void load_channels(
   }
 }
 
+// What one thread of a block loads of packed weights, for the columns of a tile: kDepth rows after kDepth
+// rows.
+template <class T, class Config>
+class WeightLoader {
+ public:
+  CONVGRU_DEVICE WeightLoader(const Convolution<T>& conv, int first_column)
+      : step_(int64_t{kDepth<T>} * conv.columns) {
+#pragma unroll
+    for (int i = 0; i < kChunks; ++i)
+      from_[i] = conv.packed + first_column + int64_t{row(i)} * conv.columns + column(i);
+  }
+
+  // Starts to copy the next ones.
+  CONVGRU_DEVICE void load_next(T* to) {
+#pragma unroll
+    for (int i = 0; i < kChunks; ++i) {
+      if (kCount % Config::kThreads == 0 || chunk(i) < kCount)
+        copy_async<kCopyBytes>(to + row(i) * Config::kStrideB + column(i), from_[i]);
+      from_[i] += step_;
+    }
+  }
+
+ private:
+  static constexpr int kAcross = Config::kTileColumns / kVector<T>, kCount = kDepth<T> * kAcross;
+  static constexpr int kChunks = (kCount + Config::kThreads - 1) / Config::kThreads;
+
+  CONVGRU_DEVICE static int chunk(int i) { return threadIdx.x + i * Config::kThreads; }
+  CONVGRU_DEVICE static int row(int i) { return chunk(i) / kAcross; }
+  CONVGRU_DEVICE static int column(int i) { return chunk(i) % kAcross * kVector<T>; }
+
+  int64_t step_;
+  const T* from_[kChunks];
+};
+
 // Where the pixel of a row is in its image; far outside of it if there is no such row.
 struct Place {
   int y, x;
 
   // Whether there is a pixel so far from it.
   CONVGRU_DEVICE bool has(int dy, int dx, int height, int width) const {
-    return y + dy >= 0 && y + dy < height && x + dx >= 0 && x + dx < width;
+    // Negative numbers are large ones.
+    return (static_cast<unsigned>(y + dy) < static_cast<unsigned>(height)) &
+           (static_cast<unsigned>(x + dx) < static_cast<unsigned>(width));
   }
 };
 
@@ -50,84 +89,113 @@ CONVGRU_DEVICE Place place_of(const Convolution<T>& conv, int64_t row) {
   return {pixel / conv.width, pixel % conv.width};
 }
 
-// What one thread of a block loads for each piece of the depth.
+// What one thread of a block loads of the pieces of the depth: of the input and of the weights, piece by
+// piece.
 template <class T, class Config>
 class Loader {
  public:
   CONVGRU_DEVICE Loader(const Convolution<T>& conv, int64_t first_row, int first_column)
-      : conv_(conv), first_column_(first_column) {
+      : conv_(conv),
+        first_column_(first_column),
+        offset_(threadIdx.x % kChunksOfRow * kVector<T>),
+        weights_(conv, first_column) {
+    for (int source = 0; source < conv.source_count; ++source) aligned_ &= is_aligned(conv.sources[source]);
 #pragma unroll
     for (int i = 0; i < kRowChunks; ++i) {
       row_[i] = first_row + (threadIdx.x + i * Config::kThreads) / kChunksOfRow;
       place_[i] = place_of(conv, row_[i]);
     }
-    for (int source = 0; source < conv.source_count; ++source) aligned_ &= is_aligned(conv.sources[source]);
+    begin_source(0);
   }
 
-  // The pieces of the depth that the block's columns see.
+  // The pieces that the block's columns see.
   CONVGRU_DEVICE int pieces() const {
     const int sources = first_column_ >= conv_.narrow_from ? 1 : conv_.source_count;
     return conv_.pieces(0) + (sources > 1 ? conv_.pieces(1) : 0);
   }
 
-  // Starts to copy a piece of the input to a ...
-  CONVGRU_DEVICE void load_input(int piece, T* a) const {
-    const int of_first = conv_.pieces(0), source = piece < of_first ? 0 : 1;
-    const int within = source == 0 ? piece : piece - of_first;
-    const int taps = conv_.kernel_h * conv_.kernel_w, tap = within % taps;
-    load_pixels(
-        conv_.sources[source], tap / conv_.kernel_w - conv_.kernel_h / 2,
-        tap % conv_.kernel_w - conv_.kernel_w / 2, within / taps * kDepth<T>, a);
-  }
-
-  // ... and of the weights to b.
-  CONVGRU_DEVICE void load_weights(int piece, T* b) const {
-    const T* packed = conv_.packed + int64_t{piece} * kDepth<T> * conv_.columns + first_column_;
-    for (int i = threadIdx.x; i < kDepth<T> * kChunksOfColumns; i += Config::kThreads) {
-      const int k = i / kChunksOfColumns, column = i % kChunksOfColumns * kVector<T>;
-      copy_async<kCopyBytes>(b + k * Config::kStrideB + column, packed + int64_t{k} * conv_.columns + column);
+  // Starts to copy the next piece, the input to a, the weights to b.
+  CONVGRU_DEVICE void load_next(T* a, T* b) {
+    const int count = channels_left<T>(channels_, channel_);
+#pragma unroll
+    for (int i = 0; i < kRowChunks; ++i) {
+      const bool is_there = place_[i].has(dy_, dx_, conv_.height, conv_.width) && count > 0;
+      const int row = threadIdx.x / kChunksOfRow + i * (Config::kThreads / kChunksOfRow);
+      load_channels(
+          is_there ? pixel_[i] + shift_ : pixel_[0], is_there ? count : 0, aligned_,
+          a + row * Config::kStrideA + offset_);
     }
+    weights_.load_next(b);
+    advance();
   }
 
  private:
   static constexpr int kChunksOfRow = kDepth<T> / kVector<T>;
-  static constexpr int kChunksOfColumns = Config::kTileColumns / kVector<T>;
   static constexpr int kRowChunks = Config::kTileRows * kChunksOfRow / Config::kThreads;
   static_assert(kRowChunks * Config::kThreads == Config::kTileRows * kChunksOfRow);
+  static_assert(Config::kThreads % kChunksOfRow == 0);
 
-  CONVGRU_DEVICE void load_pixels(const Source<T>& source, int dy, int dx, int first_channel, T* a) const {
+  // The first tap of the first channels of a source.
+  CONVGRU_DEVICE void begin_source(int index) {
+    const Source<T>& source = conv_.sources[index];
+    source_ = index;
+    channels_ = source.channels;
+    pixel_stride_ = source.pixel_stride;
 #pragma unroll
-    for (int i = 0; i < kRowChunks; ++i) {
-      const int at = threadIdx.x + i * Config::kThreads, offset = at % kChunksOfRow * kVector<T>;
-      const bool is_there = place_[i].has(dy, dx, conv_.height, conv_.width);
-      load_channels(
-          source, aligned_, is_there, row_[i] + int64_t{dy} * conv_.width + dx, first_channel + offset,
-          a + at / kChunksOfRow * Config::kStrideA + offset);
+    for (int i = 0; i < kRowChunks; ++i)
+      pixel_[i] = source.data + (place_[i].y < 0 ? 0 : row_[i] * pixel_stride_);
+    begin_channels(offset_);
+  }
+  CONVGRU_DEVICE void begin_channels(int channel) {
+    channel_ = channel;
+    dy_ = -(conv_.kernel_h / 2);
+    dx_ = -(conv_.kernel_w / 2);
+    shift_ = (int64_t{dy_} * conv_.width + dx_) * pixel_stride_ + channel;
+  }
+
+  CONVGRU_DEVICE void advance() {
+    if (++dx_ <= conv_.kernel_w / 2) {
+      shift_ += pixel_stride_;
+    } else if (++dy_ <= conv_.kernel_h / 2) {
+      dx_ = -(conv_.kernel_w / 2);
+      shift_ += (conv_.width - conv_.kernel_w + 1) * pixel_stride_;
+    } else if (channel_ - offset_ + kDepth<T> < channels_) {
+      begin_channels(channel_ + kDepth<T>);
+    } else if (source_ + 1 < conv_.source_count) {
+      begin_source(source_ + 1);
     }
   }
 
   const Convolution<T>& conv_;
-  int first_column_;
+  int first_column_, offset_;
+  WeightLoader<T, Config> weights_;
   bool aligned_ = true;
   int64_t row_[kRowChunks];
   Place place_[kRowChunks];
+  // Of the next piece: its source, the pixels there of the rows, and from there to this thread's channels.
+  int source_, channels_, channel_, dy_, dx_;
+  int64_t pixel_stride_, shift_;
+  const T* pixel_[kRowChunks];
 };
 
-// Adds the products of all pieces of the depth, one after the other. load(piece) starts to copy what a piece
-// needs, add(piece) adds its products; meanwhile() is done while the first are under way.
+// Adds the products of all pieces of the depth, one after the other. load(piece, stage) starts to copy what a
+// piece needs to a stage of a ring, add(piece, stage) adds its products; meanwhile() is done while the first
+// are under way.
 template <int kStages, class Load, class Add, class Meanwhile>
 CONVGRU_DEVICE void add_pieces(int pieces, const Load& load, const Add& add, const Meanwhile& meanwhile) {
-  const auto load_if_any = [&](int piece) {
-    if (piece < pieces) load(piece);
+  const auto load_if_any = [&](int piece, int stage) {
+    if (piece < pieces) load(piece, stage);
     copy_async_commit();
   };
-  for (int piece = 0; piece < kStages - 1; ++piece) load_if_any(piece);
+  for (int piece = 0; piece < kStages - 1; ++piece) load_if_any(piece, piece);
   meanwhile();
-  for (int piece = 0; piece < pieces; ++piece) {
+  for (int piece = 0, stage = 0, last = kStages - 1; piece < pieces; ++piece) {
     copy_async_wait<kStages - 2>();
     __syncthreads();  // the piece is there, and everybody is done with the stage that is filled next
-    load_if_any(piece + kStages - 1);
-    add(piece);
+    load_if_any(piece + kStages - 1, last);
+    add(piece, stage);
+    last = stage;
+    stage = stage + 1 == kStages ? 0 : stage + 1;
   }
   copy_async_wait<0>();
   __syncthreads();
@@ -242,25 +310,22 @@ class TileEpilogue {
 };
 
 template <class T, class Config, class Epilogue>
-__global__ void __launch_bounds__(Config::kThreads, 1)
+__global__ void __launch_bounds__(Config::kThreads, Config::kResidentBlocks)
     convolve_kernel(const __grid_constant__ Convolution<T> conv, const __grid_constant__ Epilogue epilogue) {
   T* const stages = reinterpret_cast<T*>(dynamic_shared());
   const int64_t first_row = int64_t{blockIdx.x} * Config::kTileRows;
   const int first_column = blockIdx.y * Config::kTileColumns;
-  const Loader<T, Config> loader(conv, first_row, first_column);
-  const auto left = [&](int piece) { return stages + piece % Config::kStages * Config::kStageElements; };
-  const auto right = [&](int piece) { return left(piece) + Config::kTileRows * Config::kStrideA; };
-  const auto load = [&](int piece) {
-    loader.load_input(piece, left(piece));
-    loader.load_weights(piece, right(piece));
-  };
+  Loader<T, Config> loader(conv, first_row, first_column);
+  const auto left = [&](int stage) { return stages + stage * Config::kStageElements; };
+  const auto right = [&](int stage) { return left(stage) + Config::kTileRows * Config::kStrideA; };
+  const auto load = [&](int, int stage) { loader.load_next(left(stage), right(stage)); };
   typename Config::Products products;
-  const auto add = [&](int piece) {
+  const auto add = [&](int, int stage) {
     const T* rows[Config::Products::kDown];
 #pragma unroll
     for (int i = 0; i < Config::Products::kDown; ++i)
-      rows[i] = left(piece) + Config::Products::row(i) * Config::kStrideA;
-    products.add(rows, right(piece));
+      rows[i] = left(stage) + Config::Products::row(i) * Config::kStrideA;
+    products.add(rows, right(stage));
   };
   TileEpilogue<T, Config, Epilogue> tile_epilogue(conv, epilogue, first_row, first_column);
   add_pieces<Config::kStages>(loader.pieces(), load, add, [&] { tile_epilogue.fetch(); });
@@ -293,6 +358,7 @@ using PlainTile = TileConfig<T, 64, kColumns, kCopyBytes, 3, 256>;
 template <class T, int kColumns>
 struct PlainConfig : PlainTile<T, kColumns> {
   using Tile = PlainTile<T, kColumns>;
+  static constexpr int kResidentBlocks = 1;  // of a multiprocessor, at least
 
   struct Products {
     using A = compute_t<T>;
@@ -335,22 +401,29 @@ struct PlainConfig : PlainTile<T, kColumns> {
   };
 };
 
-// The matrix units: 16-bit elements, or floats of which the units read what TF32 has. kShares groups of warps
-// each have some steps of the depth, and sums of their own; within a group the warps, kWarpsAcross of them
-// side by side, divide the tile.
-template <class T, int kColumns, int kWarps, int kShareCount>
-using MatrixTile = TileConfig<T, 64, kColumns, sizeof(T) == 2 ? 16 : 32, 6, 32 * kWarps, kShareCount>;
+// How the warps of a block divide its tile on the matrix units: `shares` groups of them each have some steps
+// of the depth, and sums of their own; within a group the warps, warps_across of them side by side, divide
+// the tile.
+struct MatrixShape {
+  int rows = 64, warps = 8, warps_across = 2, shares = 1, stages = 6;
+};
 
-template <class T, int kColumns, int kWarpsAcross = 2, int kWarps = 8, int kShareCount = 1>
-struct MatrixConfig : MatrixTile<T, kColumns, kWarps, kShareCount> {
-  using Tile = MatrixTile<T, kColumns, kWarps, kShareCount>;
+template <class T, int kColumns, MatrixShape kShape>
+using MatrixTile = TileConfig<
+    T, kShape.rows, kColumns, sizeof(T) == 2 ? 16 : 32, kShape.stages, 32 * kShape.warps, kShape.shares>;
+
+// 16-bit elements, or floats of which the units read what TF32 has.
+template <class T, int kColumns, MatrixShape kShape = MatrixShape{}>
+struct MatrixConfig : MatrixTile<T, kColumns, kShape> {
+  using Tile = MatrixTile<T, kColumns, kShape>;
+  static constexpr int kResidentBlocks = 2;
 
   class Products {
    public:
     static constexpr int kStep = 32 / static_cast<int>(sizeof(T)), kSteps = kDepth<T> / kStep;
-    static constexpr int kWarpsOfShare = kWarps / kShareCount;
-    static constexpr int kWarpRows = Tile::kTileRows * kWarpsAcross / kWarpsOfShare,
-                         kWarpColumns = kColumns / kWarpsAcross;
+    static constexpr int kWarpsOfShare = kShape.warps / kShape.shares;
+    static constexpr int kWarpRows = kShape.rows * kShape.warps_across / kWarpsOfShare,
+                         kWarpColumns = kColumns / kShape.warps_across;
     static constexpr int kDown = kWarpRows / 16, kAcross = kWarpColumns / 8;  // products of 16 x 8 sums
     static_assert(kAcross % 2 == 0);
 
@@ -394,8 +467,8 @@ struct MatrixConfig : MatrixTile<T, kColumns, kWarps, kShareCount> {
    private:
     CONVGRU_DEVICE static int lane() { return threadIdx.x % 32; }
     CONVGRU_DEVICE static int warp_of_share() { return threadIdx.x / 32 % kWarpsOfShare; }
-    CONVGRU_DEVICE static int first_row() { return warp_of_share() / kWarpsAcross * kWarpRows; }
-    CONVGRU_DEVICE static int first_column() { return warp_of_share() % kWarpsAcross * kWarpColumns; }
+    CONVGRU_DEVICE static int first_row() { return warp_of_share() / kShape.warps_across * kWarpRows; }
+    CONVGRU_DEVICE static int first_column() { return warp_of_share() % kShape.warps_across * kWarpColumns; }
 
     // Those of a step of the depth, as the units want them.
     struct Factors {

@@ -25,12 +25,23 @@ void pack(const Weights<T>& weights, T* packed, Stream stream) {
 // What every architecture from sm_80 on lets a block have.
 constexpr size_t kMostSharedBytes = 99 << 10;
 
+// Where tiles are many, larger ones use a factor that is read for more products.
+constexpr MatrixShape kLargeShape{.rows = 128, .stages = 4};
+
+template <class Config, class T>
+int64_t tiles_down(const Convolution<T>& conv) {
+  return (conv.batch * conv.height * conv.width + Config::kTileRows - 1) / Config::kTileRows;
+}
+template <class Config, class T>
+int64_t tiles(const Convolution<T>& conv) {
+  return tiles_down<Config>(conv) * (conv.columns / Config::kTileColumns);
+}
+
 template <class Config, class T, class Epilogue>
 void convolve_by(const Convolution<T>& conv, const Epilogue& epilogue, Stream stream) {
   static_assert(Config::shared_bytes() <= kMostSharedBytes);
-  const int64_t rows = conv.batch * conv.height * conv.width;
   const dim3 grid(
-      static_cast<unsigned>((rows + Config::kTileRows - 1) / Config::kTileRows),
+      static_cast<unsigned>(tiles_down<Config>(conv)),
       static_cast<unsigned>(conv.columns / Config::kTileColumns));
   launch(
       convolve_kernel<T, Config, Epilogue>, Launch{grid, Config::kThreads, Config::shared_bytes(), stream},
@@ -40,14 +51,14 @@ void convolve_by(const Convolution<T>& conv, const Epilogue& epilogue, Stream st
 template <class T, template <class> class Epilogue>
 void convolve(const Convolution<T>& conv, const Epilogue<T>& epilogue, Stream stream) {
   constexpr int kTileColumns = kThreeGates<Epilogue<T>> ? kCudnnColumns : kColumns;
-  if constexpr (sizeof(T) == 2) {
-    convolve_by<MatrixConfig<T, kTileColumns>>(conv, epilogue, stream);
-  } else {
-    if constexpr (sizeof(T) == 4) {
-      if (conv.tf32) return convolve_by<MatrixConfig<T, kTileColumns>>(conv, epilogue, stream);
-    }
-    convolve_by<PlainConfig<T, kTileColumns>>(conv, epilogue, stream);
+  const bool on_matrix_units = sizeof(T) == 2 || (sizeof(T) == 4 && conv.tf32);
+  if constexpr (sizeof(T) <= 4) {
+    using Large = MatrixConfig<T, kTileColumns, kLargeShape>;
+    if (on_matrix_units && tiles<Large>(conv) >= least_large_tiles())
+      return convolve_by<Large>(conv, epilogue, stream);
+    if (on_matrix_units) return convolve_by<MatrixConfig<T, kTileColumns>>(conv, epilogue, stream);
   }
+  if constexpr (sizeof(T) >= 4) convolve_by<PlainConfig<T, kTileColumns>>(conv, epilogue, stream);
 }
 
 template <class Config, int kRingStages, class T, template <class> class Sequence>
@@ -63,8 +74,7 @@ SequencePlan plan_sequence(const Sequence<T>& sequence) {
     weight_elements = std::max(weight_elements, Tiles::weight_elements(sequence.convolutions[p]));
   }
   plan.shared_bytes = kPhaseBytes + (Tiles::ring_elements(Tiles::halo(conv)) + weight_elements) * sizeof(T);
-  const int64_t rows = conv.batch * conv.height * conv.width;
-  const int64_t row_tiles = (rows + Config::kTileRows - 1) / Config::kTileRows;
+  const int64_t row_tiles = tiles_down<Config>(conv);
   const int blocks = resident_blocks(
       sequence_kernel<T, Config, kRingStages, Sequence<T>>, Config::kThreads, plan.shared_bytes);
   const int64_t down = std::min<int64_t>(row_tiles, blocks / (plan.across[0] + plan.across[1]));
@@ -75,7 +85,7 @@ SequencePlan plan_sequence(const Sequence<T>& sequence) {
 // Two warps for a tile, 32 rows each, so that a factor that they read is used for many products; the depth is
 // shared by four of these pairs.
 template <class T, int kTileColumns>
-using SequenceMatrixConfig = MatrixConfig<T, kTileColumns, 1, 8, 4>;
+using SequenceMatrixConfig = MatrixConfig<T, kTileColumns, MatrixShape{.warps_across = 1, .shares = 4}>;
 
 // Stages of the ring of pixels: many in 16 bits, if they fit, for the wait for the first of them is long.
 constexpr int kManyStages = 6, kFewStages = 3;

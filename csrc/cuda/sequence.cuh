@@ -56,9 +56,8 @@ class BlockTiles {
     }
     for (int i = threadIdx.x; i < Config::kStrideA; i += Config::kThreads)
       zeros_[i] = narrow<T>(compute_t<T>(0));
-    const Loader<T, Config> loader(conv, 0, first_column_);
-    for (int piece = 0; piece < conv.pieces(0); ++piece)
-      loader.load_weights(piece, weights_ + piece * kPieceElements);
+    WeightLoader<T, Config> weights(conv, first_column_);
+    for (int piece = 0; piece < conv.pieces(0); ++piece) weights.load_next(weights_ + piece * kPieceElements);
     copy_async_commit();
     copy_async_wait<0>();
     __syncthreads();
@@ -100,12 +99,13 @@ class BlockTiles {
     Place place[kDown];
 #pragma unroll
     for (int i = 0; i < kDown; ++i) place[i] = places[Products::row(i)];
-    const auto stage = [&](int chunk) { return ring_ + chunk % kRingStages * stage_elements(around); };
-    const auto load = [&](int chunk) {
-      load_rows(conv.sources[0], first_row - around, Config::kTileRows + 2 * around, chunk, stage(chunk));
+    const auto load = [&](int chunk, int stage) {
+      load_rows(
+          conv.sources[0], first_row - around, Config::kTileRows + 2 * around, chunk,
+          ring_ + stage * stage_elements(around));
     };
-    const auto add = [&](int chunk) {
-      const T* const pixels = stage(chunk) + around * Config::kStrideA;
+    const auto add = [&](int chunk, int stage) {
+      const T* const pixels = ring_ + stage * stage_elements(around) + around * Config::kStrideA;
       const T* weights = weights_ + chunk * taps_down * taps_across * kPieceElements;
       const int left = (channels - chunk * kDepth<T> + Products::kStep - 1) / Products::kStep;
       const int steps = left < Products::kSteps ? left : Products::kSteps;  // that have channels
@@ -144,9 +144,10 @@ class BlockTiles {
     for (int i = threadIdx.x; i < count * kVectors; i += Config::kThreads) {
       const int offset = i % kVectors * kVector<T>;
       const int64_t row = first_row + i / kVectors;
+      const int channel = chunk * kDepth<T> + offset, left = channels_left<T>(source.channels, channel);
       if (row >= 0 && row < rows_)
         load_channels(
-            source, aligned, true, row, chunk * kDepth<T> + offset,
+            source.data + row * source.pixel_stride + (left > 0 ? channel : 0), left, aligned,
             to + i / kVectors * Config::kStrideA + offset);
     }
   }

@@ -197,6 +197,7 @@ struct Machine {
   unsigned seed = 0;
   int resident_blocks = 24;  // that are there at the same time, if they may wait for each other
   double least_operations_of_library = 1e300;  // of csrc/cuda/device.h
+  int64_t least_large_tiles = INT64_MAX;       // of csrc/cuda/launch.cuh
   int cooperative_launches = 0;                // so far
   dim3 grid, block;
   Fiber* current = nullptr;
