@@ -21,7 +21,7 @@ MOST_REGISTERS = {
     "convolve_kernel matrix 64": 126,
     "convolve_kernel matrix 96": 127,
     "convolve_kernel matrix 128x64": 128,
-    "convolve_kernel matrix 128x96": 128,
+    "convolve_kernel matrix 128x96": 186,
     "convolve_kernel plain 64": 188,
     "convolve_kernel plain 96": 192,
     "elementwise_kernel": 78,

@@ -416,7 +416,8 @@ using MatrixTile = TileConfig<
 template <class T, int kColumns, MatrixShape kShape = MatrixShape{}>
 struct MatrixConfig : MatrixTile<T, kColumns, kShape> {
   using Tile = MatrixTile<T, kColumns, kShape>;
-  static constexpr int kResidentBlocks = 2;
+  // For two blocks a thread has 128 registers, too few for more than 32 sums.
+  static constexpr int kResidentBlocks = kShape.rows * kColumns > 32 * Tile::kThreads ? 1 : 2;
 
   class Products {
    public:
