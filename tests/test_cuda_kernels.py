@@ -143,19 +143,22 @@ def samples(*cases):
     return [s for s in sample_inputs() if not s.reverse and s.name.removesuffix(f"-{s.variant}") in cases]
 
 
+WAYS = {
+    "kernels": {"resident_blocks": 0},
+    "large-tiles": {"resident_blocks": 0, "large_tiles": True},
+    "one-kernel": {"resident_blocks": 24},
+    "library": {"resident_blocks": 0, "by_library": True},
+}
+
+
 @pytest.mark.parametrize(
-    "sample", samples("kernel-3x5", "channels-of-16", "no-input", "one-step-hx"), ids=str
-)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(
-    "how",
+    ("how", "dtype", "sample"),
     [
-        {"resident_blocks": 0},
-        {"resident_blocks": 0, "large_tiles": True},
-        {"resident_blocks": 24},
-        {"resident_blocks": 0, "by_library": True},
+        pytest.param(how, dtype, sample, id=f"{name}-{dtype}-{sample}")
+        for name, how in WAYS.items()
+        for dtype in ([torch.bfloat16] if name == "large-tiles" else DTYPES)
+        for sample in samples("kernel-3x5", "channels-of-16", "no-input", "one-step-hx")
     ],
-    ids=["kernels", "large-tiles", "one-kernel", "library"],
 )
 def test_gradients_from_recomputed_gates(backend, how, dtype, sample):
     """Every kernel but those of TF32 is in here: `make sanitize` runs it."""
