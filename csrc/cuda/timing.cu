@@ -51,10 +51,17 @@ class Event {
 
 }  // namespace
 
+// Asked for at every call that may be measured, and slow to find out.
 std::string device_name() {
+  static std::mutex mutex;
+  static std::map<int, std::string> names;
+  const int device = current_device();
+  const std::scoped_lock lock(mutex);
+  const auto known = names.find(device);
+  if (known != names.end()) return known->second;
   cudaDeviceProp properties;
-  check(cudaGetDeviceProperties(&properties, current_device()));
-  return properties.name;
+  check(cudaGetDeviceProperties(&properties, device));
+  return names[device] = properties.name;
 }
 
 bool is_capturing(Stream stream) {
