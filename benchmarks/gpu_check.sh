@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Everything that only a GPU can show, in stages; each stage alone by its name. Small files in $OUT.
-#   benchmarks/gpu_check.sh [build] [test] [errors] [sanitize] [bench] [triton] [profile] [ways] [tune] [compiled] [compare]
+#   benchmarks/gpu_check.sh [build] [test] [errors] [sanitize] [bench] [triton] [profile] [ncu] [ways] [tune] [compiled] [compare]
 # No stage: all but the last four, which take long. Needs Python with a CUDA build of torch >= 2.11, nvcc, a GPU;
 # no network, nothing installed.
 set -uo pipefail
@@ -21,16 +21,22 @@ run_build() { MAX_JOBS=${MAX_JOBS:-$(nproc)} $PYTHON setup.py --quiet build_ext 
 run_test() { $PYTEST $PARALLEL tests/gpu; }
 # Of PyTorch and of the CUDA backend, against float64.
 run_errors() { $PYTHON -m convgru_fused.testing cuda eager cuda; }
-# Some cases of every kernel of the CUDA backend, small enough; the three tools beside each other.
+# Some cases of every kernel of the CUDA backend, small enough; each tool and type beside the others. Under
+# racecheck some of cuDNN's kernels end in an "Internal Sanitizer Error", so there PyTorch convolves without it.
 run_sanitize() {
-  local tool failed=0
+  local tool dtype process processes=() failed=0
   for tool in memcheck racecheck synccheck; do
-    compute-sanitizer --tool $tool --error-exitcode 1 --kernel-name kns=convgru $PYTEST tests/gpu \
-      -k "cuda and kept and not reverse and (one-step-hx or channels-of-16-1x5 or everything)" \
-      >"$OUT/$tool.log" 2>&1 &
+    for dtype in float32 float64 bfloat16 float16; do
+      compute-sanitizer --tool $tool --error-exitcode 1 --kernel-name kns=convgru $PYTHON -c \
+        "import sys, pytest, torch; torch.backends.cudnn.enabled = '$tool' != 'racecheck'; sys.exit(pytest.main(sys.argv[1:]))" \
+        -q -p no:cacheprovider tests/gpu \
+        -k "cuda and kept and not reverse and torch.$dtype and (one-step-hx or channels-of-16-1x5 or everything)" \
+        >"$OUT/$tool-$dtype.log" 2>&1 &
+      processes+=($!)
+    done
   done
-  for tool in memcheck racecheck synccheck; do wait -n || failed=1; done
-  tail -n 3 "$OUT"/{memcheck,racecheck,synccheck}.log
+  for process in "${processes[@]}"; do wait "$process" || failed=1; done
+  grep -H -E "passed|failed|SUMMARY" "$OUT"/{memcheck,racecheck,synccheck}-*.log
   return $failed
 }
 run_bench() {
@@ -44,6 +50,14 @@ run_profile() {
   local mode
   for mode in forward train; do
     $PYTHON benchmarks/gpu_kernels.py gru_rcn_pool3,gru_rcn_stream,matting_coarse,tiny --mode $mode --contenders cuda
+  done
+}
+# What a kernel of a sequence, and one of a convolution, spend their cycles on.
+run_ncu() {
+  local of
+  for of in sequence_kernel:gru_rcn_stream convolve_kernel:matting_coarse; do
+    ncu --set full --kernel-name regex:${of%:*} --launch-count 1 --clock-control none $PYTHON benchmarks/gpu_kernels.py \
+      ${of#*:} --contenders cuda --only-run
   done
 }
 # The CUDA backend once more by the ways that are measured first; $OUT/cuda_ways.txt says which they are.
@@ -66,7 +80,7 @@ run_compare() {
 }
 
 status=0
-for stage in ${@:-build test errors sanitize bench triton profile}; do
+for stage in ${@:-build test errors sanitize bench triton profile ncu}; do
   start=$SECONDS
   if ! declare -F "run_$stage" >/dev/null; then
     echo "unknown stage $stage" >&2

@@ -1,6 +1,8 @@
 """Where the time of a workload goes on a GPU, its kernels by time, and on the host, for each backend.
 
 python benchmarks/gpu_kernels.py ROW[,ROW] [--mode forward|train] [--contenders cuda,triton,tuned] [--top N]
+
+With --only-run the calls alone, for another profiler to watch (ncu).
 """
 
 from __future__ import annotations
@@ -65,6 +67,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--top", type=int, default=8)
     parser.add_argument("--calls", type=int, default=5)
+    parser.add_argument("--only-run", action="store_true")
     args = parser.parse_args()
     peers = [name for name in args.contenders if name in contenders.PEERS]
     ours = [name for name in args.contenders if name not in contenders.PEERS]
@@ -84,10 +87,12 @@ def main() -> None:
 
 
 def show(workload: workloads.Workload, name: str, run: program.Program, args: argparse.Namespace) -> None:
-    """Prints the kernels of a program and what the host does, those with most time first."""
+    """Runs a program; prints its kernels and what the host does, those with most time first."""
     run.activate()
     for _ in range(3):
         run()
+    if args.only_run:
+        return
     kernels, operations = by_kernel(run, args.calls), by_operation(run, args.calls)
     total = milliseconds(run, args.calls)
     inside = sum(ms for ms, _ in kernels.values())

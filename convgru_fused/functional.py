@@ -251,6 +251,8 @@ def _run(
 
 def _join(how: Callable[..., Tensor], images: list[Tensor], dim: int) -> Tensor:
     """torch.cat or torch.stack of images (...,K,H,W) that keeps them channels last in memory."""
+    if len(images) == 1 and how is torch.stack:
+        return images[0].unsqueeze(dim).clone()  # on a GPU, memory copied at once
     if images[0].stride(-3) != 1:
         return how(images, dim=dim)
     # cat joins along K, which is last in memory; stack along an axis in front of the images.

@@ -87,7 +87,7 @@ Tensor dense_weight(const Tensor& weight) {
   const bool channels_last = weight.stride(1) == 1 && (weight.stride(3) == in || kernel_w == 1) &&
                              (weight.stride(2) == kernel_w * in || kernel_h == 1) &&
                              weight.stride(0) == kernel_h * kernel_w * in;
-  return weight.is_contiguous() || channels_last ? weight : stable::contiguous(weight);
+  return weight.is_contiguous() || channels_last ? weight : as_contiguous(weight);
 }
 
 Optional dense_weight(const Optional& weight) {
@@ -95,8 +95,8 @@ Optional dense_weight(const Optional& weight) {
 }
 
 // What is read through plain pointers.
-Optional contiguous(const Optional& tensor) {
-  return tensor.has_value() ? Optional(stable::contiguous(*tensor)) : std::nullopt;
+Optional contiguous_or_none(const Optional& tensor) {
+  return tensor.has_value() ? Optional(as_contiguous(*tensor)) : std::nullopt;
 }
 
 }  // namespace
@@ -119,10 +119,10 @@ std::tuple<Arguments, Problem> prepare(
       hx,
       dense_weight(weight_ih),
       dense_weight(weight_hh),
-      contiguous(bias_ih),
-      contiguous(bias_hh),
+      contiguous_or_none(bias_ih),
+      contiguous_or_none(bias_hh),
       gate_bias,
-      contiguous(lengths)};
+      contiguous_or_none(lengths)};
   return {arguments, describe(arguments, variant, reverse)};
 }
 
@@ -151,8 +151,8 @@ Gradients zero_gradients(const Arguments& arguments, const std::vector<bool>& wa
       arguments.bias_ih, arguments.bias_hh, arguments.gate_bias};
   Gradients gradients;
   for (int i = 0; i < kNumDifferentiable; ++i)
-    gradients[i] = wanted[i] ? stable::new_zeros(*tensors[i], sizes(*tensors[i]))
-                             : stable::new_empty(arguments.weight_hh, {0});
+    gradients[i] =
+        wanted[i] ? stable::new_zeros(*tensors[i], sizes(*tensors[i])) : new_tensor(arguments.weight_hh, {0});
   return gradients;
 }
 

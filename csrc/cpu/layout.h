@@ -31,16 +31,14 @@ constexpr size_t kKeptTensorBytes = size_t(256) << 10;
 
 // An uninitialised contiguous tensor of the dtype of `like`.
 inline Tensor empty_tensor(const Tensor& like, const std::vector<int64_t>& shape) {
-  std::vector<int64_t> strides(shape.size());
   size_t bytes = like.element_size();
-  for (size_t axis = shape.size(); axis-- > 0; bytes *= shape[axis])
-    strides[axis] = static_cast<int64_t>(bytes / like.element_size());
-  if (bytes < kKeptTensorBytes) return stable::new_empty(like, shape);
+  for (const int64_t size : shape) bytes *= size;
+  if (bytes < kKeptTensorBytes) return new_tensor(like, shape);
   size_t got = bytes;
   void* memory = take_tensor_memory(got);
-  return stable::from_blob(memory, shape, strides, like.device(), like.scalar_type(), [got](void* blob) {
-    give_back_tensor_memory(blob, got);
-  });
+  return stable::from_blob(
+      memory, shape, contiguous_strides(shape), like.device(), like.scalar_type(),
+      [got](void* blob) { give_back_tensor_memory(blob, got); });
 }
 
 // An uninitialised (...,C,H,W) like `like`, whose memory is a dense (...,H,W,C) or contiguous.
@@ -125,7 +123,7 @@ class Images {
   Images(const Tensor& images, const Grid& grid, const int64_t* lengths = nullptr)
       : grid_(grid),
         channels_last_(is_dense_channels_last(images)),
-        memory_(channels_last_ ? images : stable::contiguous(images)),
+        memory_(channels_last_ ? images : as_contiguous(images)),
         lengths_(lengths),
         channels_(images.size(images.dim() - 3)),
         pixels_(images.size(images.dim() - 2) * images.size(images.dim() - 1)) {}

@@ -111,7 +111,7 @@ GradientTuple conv_gru_backward(
       prepare(input, hx, weight_ih, weight_hh, bias_ih, bias_hh, gate_bias, lengths, variant, reverse);
   check_backward(grad_output, output, gates, weight_hh, output_mask, problem);
   const Problem p = with_mode(problem, weight_hh, fast);
-  const Tensor gates_kept = stable::contiguous(gates);
+  const Tensor gates_kept = as_contiguous(gates);
   return as_tuple(
       dispatch<bfloat16, float16>(weight_hh.scalar_type(), [&, &arguments = arguments](auto zero) {
         return backward_finite<decltype(zero)>(grad_output, arguments, output, gates_kept, p, output_mask);

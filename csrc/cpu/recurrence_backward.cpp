@@ -362,9 +362,9 @@ Gradients backward(
   // Without a step the state is the initial one, but no output depends on it.
   if (p.all_rows() == 0) return zero_gradients(arguments, wanted);
   Gradients gradients;
-  for (Tensor& gradient : gradients) gradient = stable::new_empty(grad_output, {0});
-  if (wanted[kBiasIh]) gradients[kBiasIh] = stable::new_empty(*arguments.bias_ih, {3 * p.K});
-  if (wanted[kBiasHh]) gradients[kBiasHh] = stable::new_empty(*arguments.bias_hh, {3 * p.K});
+  for (Tensor& gradient : gradients) gradient = new_tensor(grad_output, {0});
+  if (wanted[kBiasIh]) gradients[kBiasIh] = new_tensor(*arguments.bias_ih, {3 * p.K});
+  if (wanted[kBiasHh]) gradients[kBiasHh] = new_tensor(*arguments.bias_hh, {3 * p.K});
 
   const int64_t K = p.K, width = p.gates_kept() * K;
   const int64_t steps = plan_recurrence(arguments, p, sizeof(T)).backward_steps;

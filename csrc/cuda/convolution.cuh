@@ -454,15 +454,21 @@ struct MatrixConfig : MatrixTile<T, kColumns, kShape> {
     CONVGRU_DEVICE void add_last() { multiply_add(waiting_); }
 
     CONVGRU_DEVICE void store(float* sums, int stride) const {
+      constexpr int kAtOnce = kShape.shares > 1 ? 2 : 1;  // others would spill registers
+      float* const to = sums + (first_row() + lane() / 4) * stride + first_column() + lane() % 4 * 2;
 #pragma unroll
       for (int i = 0; i < kDown; ++i)
 #pragma unroll
         for (int j = 0; j < kAcross; ++j)
 #pragma unroll
-          for (int e = 0; e < 4; ++e)
-            sums
-                [(first_row() + 16 * i + lane() / 4 + e / 2 * 8) * stride + first_column() + 8 * j +
-                 lane() % 4 * 2 + e % 2] = sum_[i][j][e];
+          for (int e = 0; e < 4; e += kAtOnce) {
+            float* const at = to + (16 * i + e / 2 * 8) * stride + 8 * j + e % 2;
+            if constexpr (kAtOnce == 2)
+              *reinterpret_cast<Words<8>*>(at) =
+                  Words<8>{float_to_bits(sum_[i][j][e]), float_to_bits(sum_[i][j][e + 1])};
+            else
+              *at = sum_[i][j][e];
+          }
     }
 
    private:

@@ -10,14 +10,16 @@
 
 namespace convgru::cuda {
 
-// From so many operations of the hidden convolutions of a step on, PyTorch's library does them.
+// From so many operations of the hidden convolutions of a step on, PyTorch's library does them. A single step
+// is one of a loop, most likely: that waits for the host, which takes longer to call the library, unless it
+// is captured in a graph.
 #if defined(CONVGRU_CUDA_ON_HOST)
-inline double least_operations_of_library() {
+inline double least_operations_of_library(int64_t, bool) {
   return cuda_on_host::machine.least_operations_of_library;
 }
 #else
-constexpr double least_operations_of_library() {
-  return 3e8;
+constexpr double least_operations_of_library(int64_t steps, bool captured) {
+  return steps > 1 ? 6e8 : captured ? 3e8 : 5e9;
 }
 #endif
 

@@ -197,7 +197,7 @@ struct Operands<CandidateBackward<T>, N> {
     z = Elements<T, N>(gates + args.K);
     n = Elements<T, N>(gates + 2 * args.K);
     h = Elements<T, N>(args.h + i);
-    carry = Elements<T, N>(args.carry + i);
+    if (args.carries) carry = Elements<T, N>(args.carry + i);
     grad_output = Elements<T, N>(args.grad_output + i);
   }
 };
@@ -273,7 +273,7 @@ struct Operands<CudnnStepBackward<T>, N> {
     n = Elements<T, N>(gates + 2 * args.K);
     q = Elements<T, N>(gates + 3 * args.K);
     h = Elements<T, N>(args.h + i);
-    carry = Elements<T, N>(args.carry + i);
+    if (args.carries) carry = Elements<T, N>(args.carry + i);
     grad_output = Elements<T, N>(args.grad_output + i);
   }
 };

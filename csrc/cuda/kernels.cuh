@@ -66,6 +66,7 @@ SequencePlan plan_sequence(const Sequence<T>& sequence) {
   using Tiles = BlockTiles<T, Config, kRingStages>;
   const Convolution<T>& conv = sequence.convolutions[0];
   SequencePlan plan{};
+  if (conv.kernel_h * conv.kernel_w > kMostTaps) return plan;
   plan.threads = Config::kThreads;
   plan.stages = kRingStages;
   int64_t weight_elements = 0;

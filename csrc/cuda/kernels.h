@@ -175,7 +175,8 @@ struct CudnnStep {
 };
 
 // Gradient of Candidate: dh = carry + c + grad_output where valid; d_n = dh.z.(1-n^2), or dh.z where n > 0,
-// d_z = dh.(n-h).z.(1-z), carry <- dh.(1-z). Where not valid: d = 0, carry <- carry + c.
+// d_z = dh.(n-h).z.(1-z), carry <- dh.(1-z). Where not valid: d = 0, carry <- carry + c. Without `carries`,
+// carry counts as zero before.
 template <class T>
 struct CandidateBackward {
   bool relu;
@@ -184,10 +185,11 @@ struct CandidateBackward {
   const T* grad_output;  // [rows][K]
   const T* gates;        // [rows][3K] r|z|n
   const T* h;            // [rows][K] previous state
-  T* carry;              // [rows][K] in and out
-  T* d;                  // [rows][3K] out: z and n of the pre-activation gradients r|z|n
-  T* d_rz;               // [rows][2K] out: z once more, among r|z,
-  T* d_n;                // [rows][K] out: and n: what the next convolutions read
+  bool carries;
+  T* carry;  // [rows][K] in and out
+  T* d;      // [rows][3K] out: z and n of the pre-activation gradients r|z|n
+  T* d_rz;   // [rows][2K] out: z once more, among r|z,
+  T* d_n;    // [rows][K] out: and n: what the next convolutions read
 };
 
 // Gradient of ResetUpdate, with c the gradient of rh: d_r = c.h.r.(1-r), carry <- carry + c.r.
@@ -211,9 +213,10 @@ struct CudnnStepBackward {
   const T* grad_output;  // [rows][K]
   const T* gates;        // [rows][4K] r|z|n|q
   const T* h;            // [rows][K] previous state
-  T* carry;              // [rows][K] in and out
-  T* d;                  // [rows][3K] out: d_r|d_z|d_n
-  T* hidden;             // [rows][3K] out: d_r|d_z|d_q, what the next convolution reads
+  bool carries;
+  T* carry;   // [rows][K] in and out
+  T* d;       // [rows][3K] out: d_r|d_z|d_n
+  T* hidden;  // [rows][3K] out: d_r|d_z|d_q, what the next convolution reads
 };
 
 // Epilogues that get the sums of three gates at once.
@@ -356,6 +359,7 @@ constexpr Epilogue at_backward_step(
   step.gates += gates * state;
   step.h += state;
   step.d += 3 * state;
+  step.carries = i > 0;
   return step;
 }
 

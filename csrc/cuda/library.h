@@ -1,41 +1,36 @@
 // PyTorch's convolutions and their gradients: for what can be computed for all time steps at once, and where
-// they are faster than ours.
+// they are faster than ours. Called without its dispatcher, like what is in tensors.h.
 #pragma once
-#include <torch/csrc/stable/stableivalue_conversions.h>
-
 #include <array>
-#include <vector>
 
 #include "../tensors.h"
 
+#if defined(CONVGRU_CUDA_ON_HOST)
+#include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
+#define CONVGRU_ATEN(name) aoti_torch_cpu_##name
+#else
+#include <torch/csrc/inductor/aoti_torch/generated/c_shim_cuda.h>
+#define CONVGRU_ATEN(name) aoti_torch_cuda_##name
+#endif
+
 namespace convgru::cuda {
 
-namespace detail {
+using Pair = std::array<int64_t, 2>;
+constexpr Pair kOnes{1, 1}, kZeros{0, 0};
 
-// The arguments of aten::convolution after the bias, of a "same" convolution.
-inline std::array<StableIValue, 6> same_options(const Tensor& weight) {
-  using stable::detail::from;
-  const std::vector<int64_t> ones{1, 1}, zeros{0, 0}, padding{weight.size(2) / 2, weight.size(3) / 2};
-  return {from(ones), from(padding), from(ones), from(false), from(zeros), from(int64_t{1})};
+inline Pair same_padding(const Tensor& weight) {
+  return {weight.size(2) / 2, weight.size(3) / 2};
 }
 
-}  // namespace detail
-
-// x (M,C,H,W), weight (O,C,kh,kw), odd kernel -> (M,O,H,W).
-inline Tensor convolution(const Tensor& x, const Tensor& weight) {
-  using stable::detail::from;
-  const auto options = detail::same_options(weight);
-  std::array<StableIValue, 9> stack{from(x), from(weight), from(Optional())};
-  std::copy(options.begin(), options.end(), stack.begin() + 3);
-  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::convolution", "", stack.data(), TORCH_ABI_VERSION));
-  return stable::detail::to<Tensor>(stack[0]);
-}
-
-inline Tensor flip(const Tensor& tensor, const std::vector<int64_t>& axes) {
-  using stable::detail::from;
-  std::array<StableIValue, 2> stack{from(tensor), from(axes)};
-  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::flip", "", stack.data(), TORCH_ABI_VERSION));
-  return stable::detail::to<Tensor>(stack[0]);
+// x (M,C,H,W), weight (O,C,kh,kw), odd kernel -> (M,O,H,W). transposed: x (M,O,H,W) -> (M,C,H,W), as the
+// gradient of the output goes back to the input.
+inline Tensor convolution(const Tensor& x, const Tensor& weight, bool transposed = false) {
+  const Pair padding = same_padding(weight);
+  AtenTensorHandle result;
+  TORCH_ERROR_CODE_CHECK(CONVGRU_ATEN(convolution)(
+      x.get(), weight.get(), /*bias=*/nullptr, kOnes.data(), 2, padding.data(), 2, kOnes.data(), 2,
+      transposed, kZeros.data(), 2, /*groups=*/1, &result));
+  return Tensor(result);
 }
 
 struct ConvolutionGradients {
@@ -44,18 +39,17 @@ struct ConvolutionGradients {
 
 inline ConvolutionGradients convolution_backward(
     const Tensor& grad, const Tensor& x, const Tensor& weight, bool wants_x, bool wants_weight) {
-  using stable::detail::from;
-  const auto options = detail::same_options(weight);
-  std::array<StableIValue, 11> stack{
-      from(grad), from(x), from(weight), from(std::optional<std::vector<int64_t>>())};
-  std::copy(options.begin(), options.end(), stack.begin() + 4);
-  const std::array<bool, 3> mask{wants_x, wants_weight, false};
-  stack[10] = from(torch::headeronly::HeaderOnlyArrayRef<bool>(mask.data(), mask.size()));
-  TORCH_ERROR_CODE_CHECK(
-      torch_call_dispatcher("aten::convolution_backward", "", stack.data(), TORCH_ABI_VERSION));
-  ConvolutionGradients gradients{stable::detail::to<Tensor>(stack[0]), stable::detail::to<Tensor>(stack[1])};
-  stable::detail::to<Tensor>(stack[2]);  // takes over the reference
-  return gradients;
+  const Pair padding = same_padding(weight);
+  const std::array<int32_t, 3> mask{wants_x, wants_weight, false};
+  AtenTensorHandle of_x, of_weight, of_bias;
+  TORCH_ERROR_CODE_CHECK(CONVGRU_ATEN(convolution_backward)(
+      grad.get(), x.get(), weight.get(), /*bias_sizes=*/nullptr, 0, kOnes.data(), 2, padding.data(), 2,
+      kOnes.data(), 2, /*transposed=*/false, kZeros.data(), 2, /*groups=*/1, mask.data(), mask.size(), &of_x,
+      &of_weight, &of_bias));
+  const Tensor none(of_bias);  // takes over the reference
+  return {Tensor(of_x), Tensor(of_weight)};
 }
 
 }  // namespace convgru::cuda
+
+#undef CONVGRU_ATEN

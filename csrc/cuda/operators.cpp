@@ -5,6 +5,7 @@
 #include "../schemas.h"
 #include "device.h"
 #include "recurrence.h"
+#include "timing.h"
 #include "tuning.h"
 
 namespace convgru::cuda {
@@ -21,7 +22,7 @@ std::tuple<Tensor, Tensor> conv_gru(
     return dispatch<bfloat16, float16>(
         weight_hh.scalar_type(), [&](auto zero) { return forward<decltype(zero)>(call, save_gates); });
   };
-  Call call{arguments, p, fast, device.stream()};
+  Call call{arguments, p, fast, device.stream(), is_capturing(device.stream())};
   call.way = measured_way(call, variant + (save_gates ? " forward for backward" : " forward"), run);
   return run(call);
 }
@@ -35,13 +36,13 @@ GradientTuple conv_gru_backward(
   const auto [arguments, p] =
       prepare(input, hx, weight_ih, weight_hh, bias_ih, bias_hh, gate_bias, lengths, variant, reverse);
   check_backward(grad_output, output, gates, weight_hh, output_mask, p);
-  const Tensor gates_kept = stable::contiguous(gates);
+  const Tensor gates_kept = as_contiguous(gates);
   const auto run = [&](const Call& call) {
     return dispatch<bfloat16, float16>(weight_hh.scalar_type(), [&](auto zero) {
       return backward<decltype(zero)>(call, grad_output, output, gates_kept, output_mask);
     });
   };
-  Call call{arguments, p, fast, device.stream()};
+  Call call{arguments, p, fast, device.stream(), is_capturing(device.stream())};
   call.way = measured_way(call, variant + " backward", run);
   return as_tuple(run(call));
 }

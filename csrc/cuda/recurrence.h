@@ -27,10 +27,12 @@ struct Call {
   Problem p;
   bool tf32;
   Stream stream;
+  bool captured;                          // in a graph, instead of run
   std::optional<Way> way = std::nullopt;  // if it was measured; it is not taken where it cannot be
 
   const Tensor& weight_hh() const { return arguments.weight_hh; }
-  Tensor empty(const std::vector<int64_t>& shape) const { return stable::new_empty(weight_hh(), shape); }
+  bool may_be_one_kernel() const { return p.T > 1 && way.value_or(Way::kOneKernel) == Way::kOneKernel; }
+  Tensor empty(const Shape& shape) const { return new_tensor(weight_hh(), shape); }
   Valid valid(int64_t t) const { return {p.lengths, t, p.pixels()}; }
 };
 
@@ -41,21 +43,24 @@ void transpose_to(const Tensor& to, const Tensor& from, int64_t rows, int64_t co
   transpose(Transpose<T>{batch, rows, columns, data<const T>(from), data<T>(to)}, stream);
 }
 
-// (...,C,H,W) as a view (...,H,W,C).
-inline Tensor channels_last_view(const Tensor& images) {
-  const int64_t dim = images.dim();
-  return stable::transpose(stable::transpose(images, dim - 3, dim - 2), dim - 2, dim - 1);
+// Copies images (...,C,H,W) to memory (...,H,W,C).
+template <class T>
+void copy_channels_last(const Tensor& images, Tensor memory, Stream stream) {
+  const int64_t dim = images.dim(), channels = images.size(dim - 3);
+  if (images.numel() == 0) return;
+  if (!is_channels_last(images) && images.is_contiguous())
+    transpose_to<T>(memory, images, channels, images.size(dim - 2) * images.size(dim - 1), stream);
+  else
+    stable::copy_(memory, channels_last_view(images));
 }
 
 // (...,C,H,W) as memory (...,H,W,C), copied unless it lies so already.
 template <class T>
 Tensor channels_last_memory(const Call& call, const Tensor& images) {
   const Tensor view = channels_last_view(images);
-  if (view.is_contiguous() || !images.is_contiguous() || images.numel() == 0) return stable::contiguous(view);
+  if (view.is_contiguous()) return view;
   const Tensor memory = call.empty(sizes(view));
-  const int64_t dim = images.dim();
-  transpose_to<T>(
-      memory, images, images.size(dim - 3), images.size(dim - 2) * images.size(dim - 1), call.stream);
+  copy_channels_last<T>(images, memory, call.stream);
   return memory;
 }
 
@@ -77,8 +82,8 @@ Tensor valid_memory(const Call& call, const Tensor& images) {
 template <class T>
 Tensor as_images(const Call& call, const Tensor& memory, bool channels_last) {
   const Tensor view = channels_first_view(memory);
-  if (channels_last || view.is_contiguous() || memory.numel() == 0)
-    return channels_last ? view : stable::contiguous(view);
+  if (channels_last) return view;
+  if (view.is_contiguous()) return reshaped(view, sizes(view));
   const Tensor images = call.empty(sizes(view));
   const int64_t dim = memory.dim();
   transpose_to<T>(
@@ -88,7 +93,8 @@ Tensor as_images(const Call& call, const Tensor& memory, bool channels_last) {
 
 // memory (T,N,H,W,C) as images (T*N,C,H,W) that are channels last, without a copy.
 inline Tensor flat_images(const Tensor& memory) {
-  return channels_first_view(stable::flatten(memory, 0, 1));
+  const int64_t H = memory.size(2), W = memory.size(3), C = memory.size(4);
+  return reshaped(memory, {memory.size(0) * memory.size(1), C, H, W}, {H * W * C, 1, W * C, C});
 }
 
 template <class T>
@@ -129,7 +135,8 @@ inline bool prefers_library(const Call& call) {
   const Tensor& weight = call.weight_hh();
   if (weight.scalar_type() == torch::headeronly::ScalarType::Double) return false;
   if (call.way.has_value()) return *call.way == Way::kLibrary;
-  return 2.0 * call.p.rows() * weight.numel() >= least_operations_of_library();  // of a step
+  const double operations_of_step = 2.0 * call.p.rows() * weight.numel();
+  return operations_of_step >= least_operations_of_library(call.p.T, call.captured);
 }
 
 // Rows of the hidden weight; transposed: as the gradient of their outputs goes back to the inputs.
@@ -163,7 +170,7 @@ class PreparedConvolution {
         static_cast<int>(out),
         call.p.cudnn && !rows.transposed};
     std::copy(parts.begin(), parts.end(), weights_.parts);
-    packed_ = call.empty({weights_.packed_size()});
+    if (call.may_be_one_kernel() || !prefers_library(call)) packed_ = call.empty({weights_.packed_size()});
   }
 
   Convolution<T> of(int64_t batch, const std::vector<Source<T>>& sources) const {
@@ -178,7 +185,7 @@ class PreparedConvolution {
         weights_.kernel_w,
         weights_.out,
         narrow_from_,
-        data<const T>(*packed_),
+        data_or_null<T>(packed_),
         weights_.columns(),
         call_.tf32};
     std::copy(sources.begin(), sources.end(), conv.sources);
@@ -192,9 +199,9 @@ class PreparedConvolution {
   void prepare() {
     if (!prefers_library(call_)) return pack();
     Tensor weight = call_.weight_hh();
-    Tensor rows = stable::narrow(weight, 0, rows_.first, rows_.count);
-    if (rows_.transposed) rows = stable::transpose(flip(rows, {2, 3}), 0, 1);
-    library_weight_ = channels_first_view(stable::contiguous(channels_last_view(rows)));
+    const Tensor rows = stable::narrow(weight, 0, rows_.first, rows_.count);
+    // The library would copy it at every step.
+    library_weight_ = call_.p.T == 1 ? rows : channels_first_view(as_contiguous(channels_last_view(rows)));
   }
 
   // A phase whose convolution is this.
@@ -205,7 +212,8 @@ class PreparedConvolution {
     const int64_t rows = conv.batch * conv.height * conv.width;
     if (phase.zeros) return elementwise<T>(rows, conv.out / kGates, nullptr, phase.epilogue, call_.stream);
     if (!library_weight_.has_value()) return convolve(conv, phase.epilogue, call_.stream);
-    const Tensor sums = channels_last_memory<T>(call_, convolution(images_of(conv), *library_weight_));
+    const Tensor sums =
+        channels_last_memory<T>(call_, convolution(images_of(conv), *library_weight_, rows_.transposed));
     elementwise(rows, conv.out / kGates, data<const T>(sums), phase.epilogue, call_.stream);
   }
 
@@ -214,7 +222,7 @@ class PreparedConvolution {
   Tensor images_of(const Convolution<T>& conv) const {
     const Source<T>& source = conv.sources[0];
     const int64_t C = source.channels, H = conv.height, W = conv.width;
-    const std::vector<int64_t> shape{conv.batch, C, H, W}, strides{H * W * C, 1, W * C, C};
+    const Shape shape{conv.batch, C, H, W}, strides{H * W * C, 1, W * C, C};
     return stable::from_blob(
         const_cast<T*>(source.data), shape, strides, call_.weight_hh().device(),
         call_.weight_hh().scalar_type());
@@ -236,7 +244,7 @@ Source<T> source(const T* images, int64_t channels, int64_t pixel_stride) {
 template <class T>
 Tensor meeting_place(const Call& call) {
   constexpr size_t kElements = sizeof(unsigned) / std::min(sizeof(unsigned), sizeof(T));
-  return call.empty({static_cast<int64_t>(kElements)});
+  return call.empty({call.may_be_one_kernel() ? static_cast<int64_t>(kElements) : 0});
 }
 
 // "K=32 5x9, kernel 3x5, Float as TF32".
@@ -276,8 +284,7 @@ template <class T, template <class> class Sequence>
 void run(
     const Call& call, const Sequence<T>& sequence, const std::vector<PreparedConvolution<T>*>& convolutions) {
   const int64_t count = sequence.steps.count;
-  const bool may_be_one = count > 1 && call.way.value_or(Way::kOneKernel) == Way::kOneKernel;
-  const SequencePlan plan = may_be_one ? sequence_plan(sequence) : SequencePlan{};
+  const SequencePlan plan = call.may_be_one_kernel() ? sequence_plan(sequence) : SequencePlan{};
   const bool at_once = plan.down > 0;
   say_how<T, Sequence>(call, plan);
   for (PreparedConvolution<T>* convolution : convolutions)

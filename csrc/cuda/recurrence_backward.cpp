@@ -25,8 +25,7 @@ Tensor run_backwards(const Call& call, const Buffers& buffers, bool wants_hx) {
   const Problem& p = call.p;
   const int64_t K = p.K;
   const int k = static_cast<int>(K);
-  const Tensor& weight = call.weight_hh();
-  const Tensor carry = stable::new_zeros(weight, {p.N, p.H, p.W, K}), meet = meeting_place<T>(call);
+  const Tensor carry = call.empty({p.N, p.H, p.W, K}), meet = meeting_place<T>(call);
   const BackwardSteps steps{p.T, p.reverse, call.arguments.hx.has_value(), p.rows()};
   const auto of = [&](const PreparedConvolution<T>& U, const Tensor& d) {
     return U.of(p.N, {source<T>(data<const T>(d), d.size(4), d.size(4))});
@@ -46,7 +45,7 @@ Tensor run_backwards(const Call& call, const Buffers& buffers, bool wants_hx) {
     const CudnnBackward<T> sequence{
         steps,
         {of(U, buffers.hidden)},
-        {k, call.valid(0), grad_output, gates, previous, carried, d, hidden},
+        {k, call.valid(0), grad_output, gates, previous, false, carried, d, hidden},
         data<unsigned>(meet)};
     run(call, sequence, {&U});
     finish(U, sequence.convolutions[0]);
@@ -57,7 +56,7 @@ Tensor run_backwards(const Call& call, const Buffers& buffers, bool wants_hx) {
   const GruRcnBackward<T> sequence{
       steps,
       {of(U_rz, buffers.hidden), of(U_n, *buffers.hidden_n)},
-      {p.relu, k, call.valid(0), grad_output, gates, previous, carried, d, hidden,
+      {p.relu, k, call.valid(0), grad_output, gates, previous, false, carried, d, hidden,
        data<T>(*buffers.hidden_n)},
       {k, gates, previous, carried, d, hidden, rh},
       data<unsigned>(meet)};
@@ -88,9 +87,9 @@ void collect(
         flat_images(d), flat_images(x), *arguments.weight_ih, wanted[kInput], wanted[kWeightIh]);
     if (wanted[kInput])
       gradients[kInput] = as_images<T>(
-          call, stable::view(channels_last_memory<T>(call, found.x), sizes(x)),
+          call, reshaped(channels_last_memory<T>(call, found.x), sizes(x)),
           is_channels_last(*arguments.input));
-    if (wanted[kWeightIh]) gradients[kWeightIh] = stable::contiguous(found.weight);
+    if (wanted[kWeightIh]) gradients[kWeightIh] = as_contiguous(found.weight);
   }
   if (wanted[kGateBias]) {
     const Tensor& maps = *arguments.gate_bias;
@@ -107,10 +106,10 @@ void collect(
   if (!wanted[kWeightHh]) return;
   if (p.cudnn) {
     gradients[kWeightHh] =
-        stable::contiguous(weight_gradient(buffers.hidden, buffers.previous, arguments.weight_hh));
+        as_contiguous(weight_gradient(buffers.hidden, buffers.previous, arguments.weight_hh));
     return;
   }
-  Tensor weight = arguments.weight_hh, gradient = stable::new_empty(weight, sizes(weight));
+  Tensor weight = arguments.weight_hh, gradient = new_tensor(weight, sizes(weight));
   const auto fill = [&](int64_t first, int64_t count, const Tensor& by, const Tensor& x) {
     Tensor part = stable::narrow(gradient, 0, first, count);
     stable::copy_(part, weight_gradient(by, x, stable::narrow(weight, 0, first, count)));
@@ -124,10 +123,11 @@ void collect(
 template <class T>
 Tensor previous_states(const Call& call, const Tensor& output) {
   const Problem& p = call.p;
-  Optional hx;
-  if (call.arguments.hx.has_value()) hx = channels_last_memory<T>(call, *call.arguments.hx);
+  const Tensor previous = call.empty({p.T, p.N, p.H, p.W, p.K});
+  const Optional& first = call.arguments.hx;
   if (p.lengths != nullptr) {
-    const Tensor previous = call.empty({p.T, p.N, p.H, p.W, p.K});
+    Optional hx;
+    if (first.has_value()) hx = channels_last_memory<T>(call, *first);
     const Tensor states = channels_last_memory<T>(call, output);
     previous_states(
         PreviousStates<T>{
@@ -136,19 +136,18 @@ Tensor previous_states(const Call& call, const Tensor& output) {
         call.stream);
     return previous;
   }
-  // One after the other, the initial one among them.
-  Tensor states = call.empty({p.T + 1, p.N, p.H, p.W, p.K});
-  Tensor outputs = stable::narrow(states, 0, p.reverse ? 0 : 1, p.T);
-  Tensor first = stable::select(states, 0, p.reverse ? p.T : 0);
-  if (!is_channels_last(output) && output.is_contiguous())
-    transpose_to<T>(outputs, output, p.K, p.pixels(), call.stream);
+  // The initial one, then the outputs but the last of them.
+  const int64_t start = p.time(0), after = p.reverse ? 0 : 1;
+  Tensor initial = reshaped(previous, {p.N, p.H, p.W, p.K}, start * p.state_size());
+  if (first.has_value())
+    copy_channels_last<T>(*first, initial, call.stream);
   else
-    stable::copy_(outputs, channels_last_view(output));
-  if (hx.has_value())
-    stable::copy_(first, *hx);
-  else
-    stable::zero_(first);
-  return stable::narrow(states, 0, p.reverse ? 1 : 0, p.T);
+    stable::zero_(initial);
+  if (p.T == 1) return previous;
+  Tensor outputs = output, others = previous;
+  copy_channels_last<T>(
+      stable::narrow(outputs, 0, 1 - after, p.T - 1), stable::narrow(others, 0, after, p.T - 1), call.stream);
+  return previous;
 }
 
 }  // namespace
@@ -162,7 +161,8 @@ Gradients backward(
   // Without a step the state is the initial one, but no output depends on it.
   if (p.all_rows() == 0) return zero_gradients(arguments, wanted);
   Gradients gradients;
-  for (Tensor& gradient : gradients) gradient = call.empty({0});
+  for (size_t i = 0; i < gradients.size(); ++i)
+    if (!wanted[i]) gradients[i] = call.empty({0});
 
   const int64_t K = p.K;
   const auto buffer = [&](int64_t channels) { return call.empty({p.T, p.N, p.H, p.W, channels}); };

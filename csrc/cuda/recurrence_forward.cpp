@@ -120,7 +120,7 @@ std::tuple<Tensor, Tensor> forward(const Call& call, bool save_gates) {
   run(call, sequence, {&U_rz, &U_n});
   return {
       as_images<T>(call, outputs, channels_last),
-      save_gates ? stable::view(a, gates_shape) : call.empty(gates_shape)};
+      save_gates ? reshaped(a, gates_shape) : call.empty(gates_shape)};
 }
 
 template <class T>

@@ -16,6 +16,9 @@ namespace convgru::cuda {
 // With more tiles of rows for a block there are pixels enough for a kernel for each convolution.
 constexpr int kMostTilesOfBlock = 2;
 
+// Taps that a kernel has at most, a bit of a mask each.
+constexpr int kMostTaps = 64;
+
 // The tiles of one phase that belong to a block, and the weights for them.
 template <class T, class Config, int kRingStages>
 class BlockTiles {
@@ -28,11 +31,12 @@ class BlockTiles {
   static int64_t weight_elements(const Convolution<T>& conv) {
     return int64_t{conv.pieces(0)} * kPieceElements;
   }
-  // and besides for the places of its rows, a row of zeros, and the pixels on their way or the sums.
+  // and besides for what is known of its rows and taps, a row of zeros, and the pixels on their way or the
+  // sums.
   CONVGRU_HOST_DEVICE static int64_t ring_elements(int halo) {
     const int64_t ring = int64_t{kRingStages} * stage_elements(halo);
     constexpr int64_t kSums = Config::kSumsBytes / sizeof(T);
-    return kPlaceElements + Config::kStrideA + (ring > kSums ? ring : kSums);
+    return kKnownElements + Config::kStrideA + (ring > kSums ? ring : kSums);
   }
 
   // Tiles side by side.
@@ -42,17 +46,21 @@ class BlockTiles {
 
   // Of the blocks of the phase, `across` by `down`, this is number `block`. Copies the weights.
   CONVGRU_DEVICE BlockTiles(const Convolution<T>& conv, int across, int block, int down, T* shared)
-      : places_(reinterpret_cast<Place*>(shared)),
-        zeros_(shared + kPlaceElements),
+      : taps_of_rows_(reinterpret_cast<uint64_t*>(shared)),
+        shifts_(reinterpret_cast<int*>(taps_of_rows_ + kMostRows)),
+        zeros_(shared + kKnownElements),
         ring_(zeros_ + Config::kStrideA),
         weights_(shared + ring_elements(halo(conv))),
         first_column_(block % across * Config::kTileColumns),
         first_row_(int64_t{block / across} * Config::kTileRows),
         rows_(conv.batch * conv.height * conv.width),
         row_step_(int64_t{down} * Config::kTileRows) {
-    for (int i = threadIdx.x; i < kMostTilesOfBlock * Config::kTileRows; i += Config::kThreads) {
-      const int64_t row = first_row_ + i / Config::kTileRows * row_step_ + i % Config::kTileRows;
-      places_[i] = place_of(conv, row);
+    for (int i = threadIdx.x; i < kMostRows; i += Config::kThreads)
+      taps_of_rows_[i] =
+          taps_of_row(conv, first_row_ + i / Config::kTileRows * row_step_ + i % Config::kTileRows);
+    for (int tap = threadIdx.x; tap < conv.kernel_h * conv.kernel_w; tap += Config::kThreads) {
+      const int dy = tap / conv.kernel_w - conv.kernel_h / 2, dx = tap % conv.kernel_w - conv.kernel_w / 2;
+      shifts_[tap] = (dy * conv.width + dx) * Config::kStrideA;
     }
     for (int i = threadIdx.x; i < Config::kStrideA; i += Config::kThreads)
       zeros_[i] = narrow<T>(compute_t<T>(0));
@@ -66,11 +74,11 @@ class BlockTiles {
   template <class Epilogue>
   CONVGRU_DEVICE void run(const Phase<T, Epilogue>& phase) const {
     const Convolution<T>& conv = phase.conv;
-    const Place* places = places_;
-    for (int64_t row = first_row_; row < rows_; row += row_step_, places += Config::kTileRows) {
+    const uint64_t* taps_of_rows = taps_of_rows_;
+    for (int64_t row = first_row_; row < rows_; row += row_step_, taps_of_rows += Config::kTileRows) {
       Products products;
       TileEpilogue<T, Config, Epilogue> epilogue(conv, phase.epilogue, row, first_column_);
-      add_products(products, conv, phase.zeros, row, places, [&] { epilogue.fetch(); });
+      add_products(products, conv, phase.zeros, row, taps_of_rows, [&] { epilogue.fetch(); });
       epilogue.finish(products, ring_);
       __syncthreads();  // the ring is free for the next tile
     }
@@ -80,79 +88,98 @@ class BlockTiles {
   static constexpr int kPieceElements = kDepth<T> * Config::kStrideB;
   using Products = typename Config::Products;
   static constexpr int kDown = Products::kDown;
-  // Steps of the depth that a share has in a tap, at most.
-  static constexpr int kTurns = (Products::kSteps + Config::kShares - 1) / Config::kShares;
-
-  static constexpr int kPlaceElements = kMostTilesOfBlock * Config::kTileRows * sizeof(Place) / sizeof(T);
+  static constexpr int kMostRows = kMostTilesOfBlock * Config::kTileRows;
+  static constexpr int kKnownElements = (kMostRows * 8 + kMostTaps * 4) / static_cast<int>(sizeof(T));
 
   CONVGRU_HOST_DEVICE static int stage_elements(int halo) {
     return (Config::kTileRows + 2 * halo) * Config::kStrideA;
   }
 
+  // Bit i: there is a pixel under the i-th tap.
+  CONVGRU_DEVICE static uint64_t taps_of_row(const Convolution<T>& conv, int64_t row) {
+    const Place place = place_of(conv, row);
+    uint64_t taps = 0, bit = 1;
+    for (int dy = -(conv.kernel_h / 2); dy <= conv.kernel_h / 2; ++dy)
+      for (int dx = -(conv.kernel_w / 2); dx <= conv.kernel_w / 2; ++dx, bit <<= 1)
+        if (place.has(dy, dx, conv.height, conv.width)) taps |= bit;
+    return taps;
+  }
+
+  // What one thread loads of the pixels of a tile, kDepth channels after kDepth channels: of `count` rows
+  // from first_row on, those of `rows` that there are.
+  class RowLoader {
+   public:
+    CONVGRU_DEVICE RowLoader(const Source<T>& source, int64_t first_row, int count, int64_t rows)
+        : source_(source), aligned_(is_aligned(source)), channel_(threadIdx.x % kVectors * kVector<T>) {
+      const int64_t end = rows - first_row;
+      first_ = first_row < 0 ? static_cast<int>(-first_row) : 0;
+      end_ = end < count ? static_cast<int>(end) : count;
+      from_ = (first_row + row()) * source.pixel_stride + channel_;
+      to_ = row() * Config::kStrideA + channel_;
+    }
+
+    // Starts to copy the next ones.
+    CONVGRU_DEVICE void load_next(T* stage) {
+      const int left = channels_left<T>(source_.channels, channel_);
+      int64_t from = from_;
+      T* to = stage + to_;
+      for (int i = row(); i < end_; i += kRowsAtOnce) {
+        if (i >= first_) load_channels(source_.data + (left > 0 ? from : 0), left, aligned_, to);
+        from += kRowsAtOnce * source_.pixel_stride;
+        to += kRowsAtOnce * Config::kStrideA;
+      }
+      from_ += kDepth<T>;
+      channel_ += kDepth<T>;
+    }
+
+   private:
+    static constexpr int kVectors = kDepth<T> / kVector<T>, kRowsAtOnce = Config::kThreads / kVectors;
+
+    CONVGRU_DEVICE static int row() { return threadIdx.x / kVectors; }
+
+    Source<T> source_;
+    bool aligned_;
+    int channel_, first_, end_, to_;
+    int64_t from_;  // the first pixel
+  };
+
+  // taps_of_rows: of the tile's rows.
   template <class Meanwhile>
   CONVGRU_DEVICE void add_products(
-      Products& products, const Convolution<T>& conv, bool zeros, int64_t first_row, const Place* places,
-      const Meanwhile& meanwhile) const {
+      Products& products, const Convolution<T>& conv, bool zeros, int64_t first_row,
+      const uint64_t* taps_of_rows, const Meanwhile& meanwhile) const {
     // Read once; what a block does lies in shared memory.
-    const int taps_down = conv.kernel_h, taps_across = conv.kernel_w, around = halo(conv);
-    const int height = conv.height, width = conv.width, channels = conv.sources[0].channels;
-    Place place[kDown];
+    const int taps = conv.kernel_h * conv.kernel_w, around = halo(conv), stage = stage_elements(around);
+    const int channels = conv.sources[0].channels;
+    uint64_t taps_of_row[kDown];
 #pragma unroll
-    for (int i = 0; i < kDown; ++i) place[i] = places[Products::row(i)];
-    const auto load = [&](int chunk, int stage) {
-      load_rows(
-          conv.sources[0], first_row - around, Config::kTileRows + 2 * around, chunk,
-          ring_ + stage * stage_elements(around));
-    };
-    const auto add = [&](int chunk, int stage) {
-      const T* const pixels = ring_ + stage * stage_elements(around) + around * Config::kStrideA;
-      const T* weights = weights_ + chunk * taps_down * taps_across * kPieceElements;
-      const int left = (channels - chunk * kDepth<T> + Products::kStep - 1) / Products::kStep;
-      const int steps = left < Products::kSteps ? left : Products::kSteps;  // that have channels
-      int mine = Products::share();  // the next step of this thread's share, from the tap's first
-      for (int dy = -(taps_down / 2); dy <= taps_down / 2; ++dy)
-        for (int dx = -(taps_across / 2); dx <= taps_across / 2; ++dx, weights += kPieceElements) {
-          if (mine >= steps) {
-            mine -= steps;
-            continue;
-          }
-          const T* rows[kDown];
+    for (int i = 0; i < kDown; ++i) taps_of_row[i] = taps_of_rows[Products::row(i)];
+    RowLoader loader(conv.sources[0], first_row - around, Config::kTileRows + 2 * around, rows_);
+    const auto load = [&](int, int to) { loader.load_next(ring_ + to * stage); };
+    const auto add = [&](int chunk, int at) {
+      const T* const pixels = ring_ + at * stage + around * Config::kStrideA;
+      const T* const weights = weights_ + chunk * taps * kPieceElements;
+      // Those of the steps of a tap that have channels; this thread's share of all steps.
+      static_assert(Products::kSteps <= 2);
+      const bool all = channels - chunk * kDepth<T> > (Products::kSteps - 1) * Products::kStep;
+      const int steps = all ? Products::kSteps : 1;
+      for (int i = Products::share(); i < taps * steps; i += Config::kShares) {
+        const int tap = all ? i / Products::kSteps : i, step = all ? i % Products::kSteps : 0;
+        const int shift = shifts_[tap];
+        const T* rows[kDown];
 #pragma unroll
-          for (int i = 0; i < kDown; ++i) {
-            const int at = Products::row(i) + dy * width + dx;
-            rows[i] = place[i].has(dy, dx, height, width) ? pixels + at * Config::kStrideA : zeros_;
-          }
-#pragma unroll
-          for (int i = 0; i < kTurns; ++i)
-            if (mine < steps) {
-              products.add_step(rows, weights, mine);
-              mine += Config::kShares;
-            }
-          mine -= steps;
-        }
+        for (int j = 0; j < kDown; ++j)
+          rows[j] = taps_of_row[j] >> tap & 1 ? pixels + Products::row(j) * Config::kStrideA + shift : zeros_;
+        products.add_step(rows, weights + tap * kPieceElements, step);
+      }
     };
     const int chunks = zeros ? 0 : padded(channels, kDepth<T>) / kDepth<T>;
     add_pieces<kRingStages>(chunks, load, add, meanwhile);
     products.add_last();
   }
 
-  // Starts to copy kDepth channels of `count` rows, of those that there are.
-  CONVGRU_DEVICE void load_rows(
-      const Source<T>& source, int64_t first_row, int count, int chunk, T* to) const {
-    constexpr int kVectors = kDepth<T> / kVector<T>;
-    const bool aligned = is_aligned(source);
-    for (int i = threadIdx.x; i < count * kVectors; i += Config::kThreads) {
-      const int offset = i % kVectors * kVector<T>;
-      const int64_t row = first_row + i / kVectors;
-      const int channel = chunk * kDepth<T> + offset, left = channels_left<T>(source.channels, channel);
-      if (row >= 0 && row < rows_)
-        load_channels(
-            source.data + row * source.pixel_stride + (left > 0 ? channel : 0), left, aligned,
-            to + i / kVectors * Config::kStrideA + offset);
-    }
-  }
-
-  Place* places_;
+  uint64_t* taps_of_rows_;
+  int* shifts_;
   T *zeros_, *ring_, *weights_;
   int first_column_;
   int64_t first_row_, rows_, row_step_;

@@ -101,7 +101,7 @@ std::optional<Way> measured_way(
   const std::string key = key_of(call, what);
   const auto found = ways->second.find(key);
   if (found != ways->second.end()) return found->second;
-  if (is_capturing(call.stream)) return std::nullopt;
+  if (call.captured) return std::nullopt;
   const Way way = measure(call, run);
   remember(where, key, way);
   ways->second[key] = way;
