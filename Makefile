@@ -30,9 +30,8 @@ test: $(BUILT)
 
 # The tests of the kernels on every lesser instruction set that this machine has. avx512_bf16 has kernels of its own for 1x1
 # alone (csrc/cpu/isa.cpp), so beside it only those of avx512 are new.
-KERNEL_TESTS := tests/test_algorithms.py tests/test_backends_agree.py tests/test_determinism.py tests/test_gradcheck.py \
-	tests/test_gru_equivalence.py tests/test_layouts.py tests/test_memory.py tests/test_not_finite.py \
-	tests/test_precision.py tests/test_properties.py
+KERNEL_TESTS := tests/test_algorithms.py tests/test_backends_agree.py tests/test_determinism.py tests/test_layouts.py \
+	tests/test_not_finite.py tests/test_precision.py tests/test_properties.py
 instruction-sets: $(BUILT)
 	sets=$$($(BIN)/python -c "from convgru_fused._build_info import cpu_capabilities; \
 	    print(*cpu_capabilities()[:-1])") || exit 1; \
@@ -49,7 +48,7 @@ sanitize: $(INSTALLED)
 	CONVGRU_FUSED_SANITIZE=1 $(BIN)/python setup.py --quiet build --build-base build/sanitize --build-lib $(SANITIZED)
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONPATH=$(SANITIZED) \
-	$(BIN)/pytest -q $(WORKERS) -p no:cacheprovider --native-from $(SANITIZED) $(SANITIZE_TESTS)
+	$(BIN)/pytest -q $(WORKERS) --dist loadfile -p no:cacheprovider --native-from $(SANITIZED) $(SANITIZE_TESTS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -31,7 +31,7 @@ MOST_REGISTERS = {
     "sequence_kernel matrix 48": 193,
     "sequence_kernel plain 32": 213,
     "sequence_kernel plain 48": 192,
-    "transpose_kernel": 52,
+    "transpose_kernel": 58,
     "valid_images_kernel": 38,
 }
 FLAGS = ("-std=c++20", "-O3", "--expt-relaxed-constexpr")

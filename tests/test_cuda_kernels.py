@@ -156,12 +156,13 @@ WAYS = {
     [
         pytest.param(how, dtype, sample, id=f"{name}-{dtype}-{sample}")
         for name, how in WAYS.items()
-        for dtype in ([torch.bfloat16] if name == "large-tiles" else DTYPES)
+        for dtype in ([torch.bfloat16] if name == "large-tiles" else DTYPES[:3])
         for sample in samples("kernel-3x5", "channels-of-16", "no-input", "one-step-hx")
     ],
 )
 def test_gradients_from_recomputed_gates(backend, how, dtype, sample):
-    """Every kernel but those of TF32 is in here: `make sanitize` runs it."""
+    """Every kernel but those of TF32, and of float16 which are bfloat16's but for the rounding, is in here:
+    `make sanitize` runs it."""
     backend_on_host = backend(**how)
     output, gradients = run(backend_on_host, sample, dtype, save_gates=False)
     expected_output, expected_gradients = reference(sample, dtype)

@@ -537,31 +537,38 @@ CONVGRU_DEVICE void for_all(int64_t count, const F& f) {
 constexpr int kElementThreads = 256, kElementBlocks = 4;  // of a multiprocessor
 
 template <class T>
-__global__ void __launch_bounds__(kElementThreads, kElementBlocks)
-    pack_kernel(const __grid_constant__ Weights<T> weights, int columns, int64_t size, T* packed) {
+CONVGRU_DEVICE void pack_part(const typename Packing<T>::Part& part) {
+  const Weights<T>& weights = part.weights;
   const int taps = weights.kernel_h * weights.kernel_w;
-  for_all(size, [&](int64_t i) {
-    const auto [row, column] = divided(i, columns);
+  for_all(part.size, [&](int64_t i) {
+    const auto [row, column] = divided(i, part.columns);
     const int64_t first_rows = int64_t{taps} * padded(weights.parts[0].channels, kDepth<T>);
     const bool is_first = row < first_rows;
-    const WeightPart<T>& part = weights.parts[is_first ? 0 : 1];
+    const WeightPart<T>& from = weights.parts[is_first ? 0 : 1];
     const auto [piece, within] = divided(is_first ? row : row - first_rows, kDepth<T>);
     const auto [chunk, tap] = divided(piece, taps);
     const int channel = static_cast<int>(chunk) * kDepth<T> + within;
     int out = column;
-    bool exists = channel < part.channels;
+    bool exists = channel < from.channels;
     if (weights.cudnn) {
       const int K = weights.out / 3, group = column / (3 * kCudnnGroup);
       const int of_group = column % (3 * kCudnnGroup), hidden = group * kCudnnGroup + of_group % kCudnnGroup;
       out = of_group / kCudnnGroup * K + hidden;
       exists &= hidden < K;
     }
-    exists &= out < part.outs;
-    const int64_t from = out * part.out_stride + channel * part.in_stride +
-                         tap / weights.kernel_w * part.row_stride +
-                         tap % weights.kernel_w * part.column_stride;
-    packed[i] = exists ? part.data[from] : narrow<T>(compute_t<T>(0));
+    exists &= out < from.outs;
+    const int64_t at = out * from.out_stride + channel * from.in_stride +
+                       tap / weights.kernel_w * from.row_stride + tap % weights.kernel_w * from.column_stride;
+    part.packed[i] = exists ? from.data[at] : narrow<T>(compute_t<T>(0));
   });
+}
+
+template <class T>
+__global__ void __launch_bounds__(kElementThreads, kElementBlocks)
+    pack_kernel(const __grid_constant__ Packing<T> packing) {
+#pragma unroll
+  for (int i = 0; i < Packing<T>::kMost; ++i)
+    if (i < packing.count) pack_part<T>(packing.parts[i]);
 }
 
 // An epilogue on sums that are in memory, or zeros, of N channels for each thread at once.
@@ -651,13 +658,38 @@ CONVGRU_DEVICE void transpose_tile(
   }
 }
 
+// Tiles of a matrix.
+template <class T>
+CONVGRU_HOST_DEVICE int64_t transpose_tiles_down(const Transpose<T>& args) {
+  return (args.rows + kTransposeTile - 1) / kTransposeTile;
+}
+template <class T>
+CONVGRU_HOST_DEVICE int64_t transpose_tiles_across(const Transpose<T>& args) {
+  return (args.columns + kTransposeTile - 1) / kTransposeTile;
+}
+
+// A block has one tile of one of them.
 template <class T>
 __global__ void __launch_bounds__(kElementThreads, kElementBlocks)
-    transpose_kernel(const __grid_constant__ Transpose<T> args, int tiles_down, int tiles_across) {
+    transpose_kernel(const __grid_constant__ Transposes<T> transposes) {
   T* const shared = reinterpret_cast<T*>(dynamic_shared());
-  const int across = blockIdx.x % tiles_across, rest = blockIdx.x / tiles_across;
-  const int64_t matrix = int64_t{rest / tiles_down} * args.rows * args.columns;
-  const int64_t row = int64_t{rest % tiles_down} * kTransposeTile, column = int64_t{across} * kTransposeTile;
+  int number = 0;
+  int64_t block = blockIdx.x;
+  const auto tiles = [&] {
+    const Transpose<T>& args = transposes.each[number];
+    return args.batch * transpose_tiles_down(args) * transpose_tiles_across(args);
+  };
+  for (int64_t count = tiles(); block >= count; count = tiles()) {
+    block -= count;
+    ++number;
+  }
+  const Transpose<T> args = transposes.each[number];
+  const int tiles_down = static_cast<int>(transpose_tiles_down(args)),
+            tiles_across = static_cast<int>(transpose_tiles_across(args));
+  const auto [rest, across] = divided(block, tiles_across);
+  const auto [index, down] = divided(rest, tiles_down);
+  const int64_t matrix = index * args.rows * args.columns;
+  const int64_t row = int64_t{down} * kTransposeTile, column = int64_t{across} * kTransposeTile;
   const uintptr_t all = reinterpret_cast<uintptr_t>(args.from) | reinterpret_cast<uintptr_t>(args.to) |
                         args.rows * sizeof(T) | args.columns * sizeof(T);
   if (all % 16 == 0)

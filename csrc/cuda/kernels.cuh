@@ -15,11 +15,10 @@ inline dim3 blocks_for(int64_t count) {
 }
 
 template <class T>
-void pack(const Weights<T>& weights, T* packed, Stream stream) {
-  const int64_t size = weights.packed_size();
-  launch(
-      pack_kernel<T>, Launch{blocks_for(size), kElementThreads, 0, stream}, weights, weights.columns(), size,
-      packed);
+void pack(const Packing<T>& packing, Stream stream) {
+  int64_t size = 0;
+  for (int i = 0; i < packing.count; ++i) size += packing.parts[i].size;
+  launch(pack_kernel<T>, Launch{blocks_for(size), kElementThreads, 0, stream}, packing);
 }
 
 // What every architecture from sm_80 on lets a block have.
@@ -154,21 +153,35 @@ void valid_images(const ValidImages<T>& args, Stream stream) {
 }
 
 template <class T>
-void transpose(const Transpose<T>& args, Stream stream) {
-  const int64_t down = (args.rows + kTransposeTile - 1) / kTransposeTile;
-  const int64_t across = (args.columns + kTransposeTile - 1) / kTransposeTile;
-  // A grid has at most 2^31-1 blocks.
-  const int64_t most = std::max<int64_t>(1, INT32_MAX / (down * across)), matrix = args.rows * args.columns;
+void transpose(const Transposes<T>& all, Stream stream) {
   constexpr size_t kSharedBytes = kTransposeTile * kTransposeStride<T> * sizeof(T);
-  for (int64_t first = 0; first < args.batch; first += most) {
-    const int64_t count = std::min(most, args.batch - first);
-    const Transpose<T> some{
-        count, args.rows, args.columns, args.from + first * matrix, args.to + first * matrix};
-    const dim3 blocks(static_cast<unsigned>(count * down * across));
-    launch(
-        transpose_kernel<T>, Launch{blocks, kElementThreads, kSharedBytes, stream}, some,
-        static_cast<int>(down), static_cast<int>(across));
+  constexpr int64_t kMostBlocks = INT32_MAX;  // of a grid
+  Transposes<T> some{};
+  int64_t blocks = 0;
+  const auto start = [&] {
+    if (blocks > 0)
+      launch(
+          transpose_kernel<T>,
+          Launch{dim3(static_cast<unsigned>(blocks)), kElementThreads, kSharedBytes, stream}, some);
+    some.count = 0;
+    blocks = 0;
+  };
+  for (int i = 0; i < all.count; ++i) {
+    Transpose<T> rest = all.each[i];
+    const int64_t of_matrix = transpose_tiles_down(rest) * transpose_tiles_across(rest);
+    const int64_t most = std::max<int64_t>(1, kMostBlocks / of_matrix), matrix = rest.rows * rest.columns;
+    while (rest.batch > 0) {
+      Transpose<T> part = rest;
+      part.batch = std::min(most, rest.batch);
+      if (some.count == Transposes<T>::kMost || blocks + part.batch * of_matrix > kMostBlocks) start();
+      some.each[some.count++] = part;
+      blocks += part.batch * of_matrix;
+      rest.batch -= part.batch;
+      rest.from += part.batch * matrix;
+      rest.to += part.batch * matrix;
+    }
   }
+  start();
 }
 
 #define CONVGRU_INSTANTIATE_EPILOGUE(T, Epilogue)                                         \
@@ -176,7 +189,7 @@ void transpose(const Transpose<T>& args, Stream stream) {
   template void elementwise<T, Epilogue>(int64_t, int, const T*, const Epilogue<T>&, Stream);
 
 #define CONVGRU_INSTANTIATE_CUDA(T)                                   \
-  template void pack<T>(const Weights<T>&, T*, Stream);               \
+  template void pack<T>(const Packing<T>&, Stream);                   \
   template SequencePlan sequence_plan<T>(const GruRcnForward<T>&);    \
   template void run_sequence<T>(const GruRcnForward<T>&, Stream);     \
   template SequencePlan sequence_plan<T>(const CudnnForward<T>&);     \
@@ -187,7 +200,7 @@ void transpose(const Transpose<T>& args, Stream stream) {
   template void run_sequence<T>(const CudnnBackward<T>&, Stream);     \
   template void previous_states<T>(const PreviousStates<T>&, Stream); \
   template void valid_images<T>(const ValidImages<T>&, Stream);       \
-  template void transpose<T>(const Transpose<T>&, Stream);            \
+  template void transpose<T>(const Transposes<T>&, Stream);           \
   CONVGRU_INSTANTIATE_EPILOGUE(T, StoreSums)                          \
   CONVGRU_INSTANTIATE_EPILOGUE(T, ResetUpdate)                        \
   CONVGRU_INSTANTIATE_EPILOGUE(T, Candidate)                          \

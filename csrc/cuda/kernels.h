@@ -86,6 +86,24 @@ struct Weights {
   }
 };
 
+// What is to be packed where, by one kernel.
+template <class T>
+struct Packing {
+  struct Part {
+    Weights<T> weights;
+    T* packed;
+    int columns;
+    int64_t size;
+  };
+  static constexpr int kMost = 2;
+  Part parts[kMost];
+  int count;
+
+  void add(const Weights<T>& weights, T* packed) {
+    parts[count++] = {weights, packed, weights.columns(), weights.packed_size()};
+  }
+};
+
 template <class T>
 struct Convolution {
   Source<T> sources[kMostSources];
@@ -443,11 +461,19 @@ struct Transpose {
   T* to;          // [batch][columns][rows] out
 };
 
+// Those of one kernel.
+template <class T>
+struct Transposes {
+  static constexpr int kMost = 6;
+  Transpose<T> each[kMost];
+  int count;
+};
+
 // T is float, double, bfloat16 or float16. All throw std::runtime_error with CUDA's words if a kernel cannot
 // be started.
 
 template <class T>
-void pack(const Weights<T>& weights, T* packed, Stream stream);
+void pack(const Packing<T>& packing, Stream stream);
 
 // Epilogue is one of the above; CudnnStep goes with weights of `cudnn`, the others without.
 template <class T, template <class> class Epilogue>
@@ -484,6 +510,6 @@ template <class T>
 void valid_images(const ValidImages<T>& arguments, Stream stream);
 
 template <class T>
-void transpose(const Transpose<T>& arguments, Stream stream);
+void transpose(const Transposes<T>& arguments, Stream stream);
 
 }  // namespace convgru::cuda

@@ -21,6 +21,12 @@ namespace convgru::cuda {
 // PyTorch's library and a kernel for what follows; or by one of our kernels for both.
 enum class Way { kOneKernel, kLibrary, kKernels };
 
+// A transposition that is to be done, of every matrix in the last dimensions of `from`, rows x columns.
+struct WaitingTranspose {
+  Tensor from, to;
+  int64_t rows, columns;
+};
+
 // What one call is about, and where it runs.
 struct Call {
   Arguments arguments;
@@ -29,6 +35,7 @@ struct Call {
   Stream stream;
   bool captured;                          // in a graph, instead of run
   std::optional<Way> way = std::nullopt;  // if it was measured; it is not taken where it cannot be
+  mutable std::vector<WaitingTranspose> waiting = {};  // for finish_transposes
 
   const Tensor& weight_hh() const { return arguments.weight_hh; }
   bool may_be_one_kernel() const { return p.T > 1 && way.value_or(Way::kOneKernel) == Way::kOneKernel; }
@@ -36,31 +43,47 @@ struct Call {
   Valid valid(int64_t t) const { return {p.lengths, t, p.pixels()}; }
 };
 
-// Every matrix in the last dimensions of `from`, rows x columns, transposed to `to`.
+// Does the transpositions that wait, by one kernel. Before anything else reads what they write.
 template <class T>
-void transpose_to(const Tensor& to, const Tensor& from, int64_t rows, int64_t columns, Stream stream) {
-  const int64_t batch = from.numel() / (rows * columns);
-  transpose(Transpose<T>{batch, rows, columns, data<const T>(from), data<T>(to)}, stream);
+void finish_transposes(const Call& call) {
+  if (call.waiting.empty()) return;
+  Transposes<T> all{};
+  for (const auto& [from, to, rows, columns] : call.waiting)
+    all.each[all.count++] = {
+        from.numel() / (rows * columns), rows, columns, data<const T>(from), data<T>(to)};
+  transpose(all, call.stream);
+  call.waiting.clear();
 }
 
-// Copies images (...,C,H,W) to memory (...,H,W,C).
+// Has every matrix in the last dimensions of `from`, rows x columns, transposed to `to`, until
+// finish_transposes.
 template <class T>
-void copy_channels_last(const Tensor& images, Tensor memory, Stream stream) {
+void transpose_to(const Call& call, const Tensor& to, const Tensor& from, int64_t rows, int64_t columns) {
+  const auto writes = [&](const WaitingTranspose& other) { return other.to.data_ptr() == from.data_ptr(); };
+  if (call.waiting.size() == Transposes<T>::kMost ||
+      std::any_of(call.waiting.begin(), call.waiting.end(), writes))
+    finish_transposes<T>(call);
+  call.waiting.push_back({from, to, rows, columns});
+}
+
+// Copies images (...,C,H,W) to memory (...,H,W,C); perhaps later, as transpose_to.
+template <class T>
+void copy_channels_last(const Call& call, const Tensor& images, Tensor memory) {
   const int64_t dim = images.dim(), channels = images.size(dim - 3);
   if (images.numel() == 0) return;
   if (!is_channels_last(images) && images.is_contiguous())
-    transpose_to<T>(memory, images, channels, images.size(dim - 2) * images.size(dim - 1), stream);
+    transpose_to<T>(call, memory, images, channels, images.size(dim - 2) * images.size(dim - 1));
   else
     stable::copy_(memory, channels_last_view(images));
 }
 
-// (...,C,H,W) as memory (...,H,W,C), copied unless it lies so already.
+// (...,C,H,W) as memory (...,H,W,C), copied unless it lies so already; perhaps later.
 template <class T>
 Tensor channels_last_memory(const Call& call, const Tensor& images) {
   const Tensor view = channels_last_view(images);
   if (view.is_contiguous()) return view;
   const Tensor memory = call.empty(sizes(view));
-  copy_channels_last<T>(images, memory, call.stream);
+  copy_channels_last<T>(call, images, memory);
   return memory;
 }
 
@@ -70,6 +93,7 @@ Tensor valid_memory(const Call& call, const Tensor& images) {
   const Tensor memory = channels_last_memory<T>(call, images);
   if (call.p.lengths == nullptr) return memory;
   const Tensor valid = call.empty(sizes(memory));
+  finish_transposes<T>(call);
   valid_images(
       ValidImages<T>{
           call.p.T, call.p.N, memory.numel() / (call.p.T * call.p.N), call.p.lengths, data<const T>(memory),
@@ -78,7 +102,7 @@ Tensor valid_memory(const Call& call, const Tensor& images) {
   return valid;
 }
 
-// memory (...,H,W,C) as the (...,C,H,W) that the caller sees.
+// memory (...,H,W,C) as the (...,C,H,W) that the caller sees; perhaps later.
 template <class T>
 Tensor as_images(const Call& call, const Tensor& memory, bool channels_last) {
   const Tensor view = channels_first_view(memory);
@@ -86,8 +110,7 @@ Tensor as_images(const Call& call, const Tensor& memory, bool channels_last) {
   if (view.is_contiguous()) return reshaped(view, sizes(view));
   const Tensor images = call.empty(sizes(view));
   const int64_t dim = memory.dim();
-  transpose_to<T>(
-      images, memory, memory.size(dim - 3) * memory.size(dim - 2), memory.size(dim - 1), call.stream);
+  transpose_to<T>(call, images, memory, memory.size(dim - 3) * memory.size(dim - 2), memory.size(dim - 1));
   return images;
 }
 
@@ -192,12 +215,11 @@ class PreparedConvolution {
     return conv;
   }
 
-  // Before our kernels run what `of` returns ...
-  void pack() { cuda::pack(weights_, data<T>(*packed_), call_.stream); }
+  // To be packed before our kernels run what `of` returns ...
+  void add_to(Packing<T>& packing) const { packing.add(weights_, data<T>(*packed_)); }
 
-  // ... or `run` does, whoever is to convolve.
-  void prepare() {
-    if (!prefers_library(call_)) return pack();
+  // ... or else the library's.
+  void use_library() {
     Tensor weight = call_.weight_hh();
     const Tensor rows = stable::narrow(weight, 0, rows_.first, rows_.count);
     // The library would copy it at every step.
@@ -214,6 +236,7 @@ class PreparedConvolution {
     if (!library_weight_.has_value()) return convolve(conv, phase.epilogue, call_.stream);
     const Tensor sums =
         channels_last_memory<T>(call_, convolution(images_of(conv), *library_weight_, rows_.transposed));
+    finish_transposes<T>(call_);
     elementwise(rows, conv.out / kGates, data<const T>(sums), phase.epilogue, call_.stream);
   }
 
@@ -234,6 +257,20 @@ class PreparedConvolution {
   Weights<T> weights_{};
   Optional packed_, library_weight_;
 };
+
+// Before they are run; by our own kernels if that is so or ours is asked for.
+template <class T>
+void prepare_weights(
+    const Call& call, const std::vector<PreparedConvolution<T>*>& convolutions, bool ours = false) {
+  finish_transposes<T>(call);
+  if (!ours && prefers_library(call)) {
+    for (PreparedConvolution<T>* convolution : convolutions) convolution->use_library();
+    return;
+  }
+  Packing<T> packing{};
+  for (const PreparedConvolution<T>* convolution : convolutions) convolution->add_to(packing);
+  pack(packing, call.stream);
+}
 
 template <class T>
 Source<T> source(const T* images, int64_t channels, int64_t pixel_stride) {
@@ -287,8 +324,7 @@ void run(
   const SequencePlan plan = call.may_be_one_kernel() ? sequence_plan(sequence) : SequencePlan{};
   const bool at_once = plan.down > 0;
   say_how<T, Sequence>(call, plan);
-  for (PreparedConvolution<T>* convolution : convolutions)
-    at_once ? convolution->pack() : convolution->prepare();
+  prepare_weights(call, convolutions, /*ours=*/at_once);
   if (at_once) return run_sequence(sequence, call.stream);
   for (int64_t i = 0; i < count; ++i) {
     convolutions[0]->run(sequence.template phase<0>(i));

@@ -9,6 +9,7 @@ namespace {
 
 // The buffers of all steps, (T,N,H,W,.).
 struct Buffers {
+  Optional input;      // C, if its gradient or its weight's is wanted
   Tensor grad_output;  // K
   Tensor previous;     // K: the state before each step
   Tensor gates;
@@ -73,6 +74,24 @@ Tensor weight_gradient(const Tensor& d, const Tensor& x, const Tensor& weight) {
   return convolution_backward(flat_images(d), flat_images(x), weight, false, true).weight;
 }
 
+// Copies the gradient of a weight (O,I,kh,kw), which the library likes to give channels last, to contiguous
+// memory; perhaps later.
+template <class T>
+void copy_weight(const Call& call, const Tensor& from, Tensor to) {
+  if (!from.is_contiguous() && channels_last_view(from).is_contiguous())
+    transpose_to<T>(call, to, from, from.size(2) * from.size(3), from.size(1));
+  else
+    stable::copy_(to, from);
+}
+
+template <class T>
+Tensor contiguous_weight(const Call& call, const Tensor& weight) {
+  if (weight.is_contiguous()) return weight;
+  const Tensor copy = call.empty(sizes(weight));
+  copy_weight<T>(call, weight, copy);
+  return copy;
+}
+
 // The gradients of input and parameters.
 template <class T>
 void collect(
@@ -81,15 +100,15 @@ void collect(
   const Arguments& arguments = call.arguments;
   const int64_t K = p.K;
   const Tensor& d = buffers.d;
-  if (wanted[kInput] || wanted[kWeightIh]) {
-    const Tensor x = valid_memory<T>(call, *arguments.input);
+  if (buffers.input.has_value()) {
+    const Tensor& x = *buffers.input;
     const ConvolutionGradients found = convolution_backward(
         flat_images(d), flat_images(x), *arguments.weight_ih, wanted[kInput], wanted[kWeightIh]);
     if (wanted[kInput])
       gradients[kInput] = as_images<T>(
           call, reshaped(channels_last_memory<T>(call, found.x), sizes(x)),
           is_channels_last(*arguments.input));
-    if (wanted[kWeightIh]) gradients[kWeightIh] = as_contiguous(found.weight);
+    if (wanted[kWeightIh]) gradients[kWeightIh] = contiguous_weight<T>(call, found.weight);
   }
   if (wanted[kGateBias]) {
     const Tensor& maps = *arguments.gate_bias;
@@ -106,13 +125,13 @@ void collect(
   if (!wanted[kWeightHh]) return;
   if (p.cudnn) {
     gradients[kWeightHh] =
-        as_contiguous(weight_gradient(buffers.hidden, buffers.previous, arguments.weight_hh));
+        contiguous_weight<T>(call, weight_gradient(buffers.hidden, buffers.previous, arguments.weight_hh));
     return;
   }
   Tensor weight = arguments.weight_hh, gradient = new_tensor(weight, sizes(weight));
   const auto fill = [&](int64_t first, int64_t count, const Tensor& by, const Tensor& x) {
-    Tensor part = stable::narrow(gradient, 0, first, count);
-    stable::copy_(part, weight_gradient(by, x, stable::narrow(weight, 0, first, count)));
+    const Tensor part = weight_gradient(by, x, stable::narrow(weight, 0, first, count));
+    copy_weight<T>(call, part, stable::narrow(gradient, 0, first, count));
   };
   fill(0, 2 * K, buffers.hidden, buffers.previous);
   fill(2 * K, K, *buffers.hidden_n, *buffers.rh);
@@ -129,6 +148,7 @@ Tensor previous_states(const Call& call, const Tensor& output) {
     Optional hx;
     if (first.has_value()) hx = channels_last_memory<T>(call, *first);
     const Tensor states = channels_last_memory<T>(call, output);
+    finish_transposes<T>(call);
     previous_states(
         PreviousStates<T>{
             p.T, p.N, p.pixels() * p.K, p.reverse, p.lengths, data<const T>(states), data_or_null<T>(hx),
@@ -140,13 +160,13 @@ Tensor previous_states(const Call& call, const Tensor& output) {
   const int64_t start = p.time(0), after = p.reverse ? 0 : 1;
   Tensor initial = reshaped(previous, {p.N, p.H, p.W, p.K}, start * p.state_size());
   if (first.has_value())
-    copy_channels_last<T>(*first, initial, call.stream);
+    copy_channels_last<T>(call, *first, initial);
   else
     stable::zero_(initial);
   if (p.T == 1) return previous;
   Tensor outputs = output, others = previous;
   copy_channels_last<T>(
-      stable::narrow(outputs, 0, 1 - after, p.T - 1), stable::narrow(others, 0, after, p.T - 1), call.stream);
+      call, stable::narrow(outputs, 0, 1 - after, p.T - 1), stable::narrow(others, 0, after, p.T - 1));
   return previous;
 }
 
@@ -168,7 +188,9 @@ Gradients backward(
   const auto buffer = [&](int64_t channels) { return call.empty({p.T, p.N, p.H, p.W, channels}); };
   const Tensor previous = previous_states<T>(call, output);
   const Tensor gates = gates_kept.numel() == 0 ? recomputed_gates<T>(call, previous) : gates_kept;
+  const bool reads_input = wanted[kInput] || wanted[kWeightIh];
   const Buffers buffers{
+      reads_input ? Optional(valid_memory<T>(call, *arguments.input)) : std::nullopt,
       channels_last_memory<T>(call, grad_output),
       previous,
       gates,
@@ -179,6 +201,7 @@ Gradients backward(
   const Tensor grad_hx = run_backwards<T>(call, buffers, wanted[kHx]);
   if (wanted[kHx]) gradients[kHx] = as_images<T>(call, grad_hx, is_channels_last(*arguments.hx));
   collect<T>(call, buffers, wanted, gradients);
+  finish_transposes<T>(call);
   return gradients;
 }
 

@@ -13,6 +13,7 @@ OutsideGates<T>::OutsideGates(const Call& call, bool convolves) : call_(call) {
   }
   if (!convolves || !arguments.input.has_value()) return;
   const Tensor x = flat_images(valid_memory<T>(call, *arguments.input));
+  finish_transposes<T>(call);
   convolved_ = channels_last_memory<T>(call, convolution(x, *arguments.weight_ih));
 }
 
@@ -70,7 +71,12 @@ std::tuple<Tensor, Tensor> forward(const Call& call, bool save_gates) {
   const Tensor outputs = call.empty({p.T, p.N, p.H, p.W, K});
   const std::vector<int64_t> gates_shape =
       save_gates ? std::vector<int64_t>{p.T, p.N, p.H, p.W, width} : std::vector<int64_t>{0};
-  if (p.all_rows() == 0) return {as_images<T>(call, outputs, channels_last), call.empty(gates_shape)};
+  const auto shown = [&](const Tensor& memory) {
+    const Tensor images = as_images<T>(call, memory, channels_last);
+    finish_transposes<T>(call);
+    return images;
+  };
+  if (p.all_rows() == 0) return {shown(outputs), call.empty(gates_shape)};
 
   // A single step convolves [x,h] at once, if that is left to us.
   const Optional& weight_ih = arguments.weight_ih;
@@ -93,7 +99,7 @@ std::tuple<Tensor, Tensor> forward(const Call& call, bool save_gates) {
          save_gates ? data<T>(gates) : nullptr, call.valid(0), nullptr, nullptr, nullptr},
         data<unsigned>(meet)};
     run(call, sequence, {&U});
-    return {as_images<T>(call, outputs, channels_last), gates};
+    return {shown(outputs), gates};
   }
 
   // The gates overwrite what they receive from outside.
@@ -118,9 +124,7 @@ std::tuple<Tensor, Tensor> forward(const Call& call, bool save_gates) {
        nullptr},
       data<unsigned>(meet)};
   run(call, sequence, {&U_rz, &U_n});
-  return {
-      as_images<T>(call, outputs, channels_last),
-      save_gates ? reshaped(a, gates_shape) : call.empty(gates_shape)};
+  return {shown(outputs), save_gates ? reshaped(a, gates_shape) : call.empty(gates_shape)};
 }
 
 template <class T>
@@ -137,7 +141,7 @@ Tensor recomputed_gates(const Call& call, const Tensor& previous) {
     PreparedConvolution<T> U(call, {0, 3 * K, false});
     const CudnnStep<T> step{K, outside.addends(), bias_hn<T>(call), data_or_null<T>(a), data<T>(gates), valid,
                             h, nullptr,           nullptr};
-    U.prepare();
+    prepare_weights<T>(call, {&U});
     U.run(Phase<T, CudnnStep<T>>{U.of(images, {source(h, K, K)}), false, step});
     return gates;
   }
@@ -149,8 +153,7 @@ Tensor recomputed_gates(const Call& call, const Tensor& previous) {
                                     h, data<T>(rh)};
   const Candidate<T> candidate{p.relu, K, outside.addends(), data<T>(gates), a.has_value(), true,
                                valid,  h, nullptr,           nullptr};
-  U_rz.prepare();
-  U_n.prepare();
+  prepare_weights<T>(call, {&U_rz, &U_n});
   U_rz.run(Phase<T, ResetUpdate<T>>{U_rz.of(images, {source(h, K, K)}), false, reset_update});
   U_n.run(Phase<T, Candidate<T>>{U_n.of(images, {source(data<const T>(rh), K, K)}), false, candidate});
   return gates;
