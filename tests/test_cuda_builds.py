@@ -25,13 +25,13 @@ MOST_REGISTERS = {
     "convolve_kernel plain 64": 188,
     "convolve_kernel plain 96": 192,
     "elementwise_kernel": 78,
-    "pack_kernel": 36,
+    "pack_kernel": 38,
     "previous_states_kernel": 50,
     "sequence_kernel matrix 32": 180,
     "sequence_kernel matrix 48": 193,
     "sequence_kernel plain 32": 213,
     "sequence_kernel plain 48": 192,
-    "transpose_kernel": 58,
+    "transpose_kernel": 61,
     "valid_images_kernel": 38,
 }
 FLAGS = ("-std=c++20", "-O3", "--expt-relaxed-constexpr")
