@@ -87,7 +87,7 @@ Tensor dense_weight(const Tensor& weight) {
   const bool channels_last = weight.stride(1) == 1 && (weight.stride(3) == in || kernel_w == 1) &&
                              (weight.stride(2) == kernel_w * in || kernel_h == 1) &&
                              weight.stride(0) == kernel_h * kernel_w * in;
-  return weight.is_contiguous() || channels_last ? weight : as_contiguous(weight);
+  return channels_last ? weight : as_contiguous(weight);
 }
 
 Optional dense_weight(const Optional& weight) {

@@ -69,8 +69,7 @@ std::tuple<Tensor, Tensor> forward(const Call& call, bool save_gates) {
   const int64_t K = p.K, width = p.gates_kept() * K;
   const bool channels_last = is_channels_last(arguments.images());
   const Tensor outputs = call.empty({p.T, p.N, p.H, p.W, K});
-  const std::vector<int64_t> gates_shape =
-      save_gates ? std::vector<int64_t>{p.T, p.N, p.H, p.W, width} : std::vector<int64_t>{0};
+  const Shape gates_shape = save_gates ? Shape{p.T, p.N, p.H, p.W, width} : Shape{0};
   const auto shown = [&](const Tensor& memory) {
     const Tensor images = as_images<T>(call, memory, channels_last);
     finish_transposes<T>(call);
