@@ -107,7 +107,7 @@ class _HostRun(torch.autograd.Function):
 def backend(library, monkeypatch):
     """The name of the backend on the host, of which run() knows; the arguments of backend() set how it runs:
     resident_blocks is the size of the GPU, 0 if it cannot run a sequence by one kernel; by_library leaves the
-    convolutions of the steps to PyTorch, large_tiles has ours use the larger of two."""
+    convolutions of the steps to PyTorch."""
     options = {"tf32": False}
 
     def conv_gru(*args, save_gates):
@@ -117,9 +117,8 @@ def backend(library, monkeypatch):
     name = "cuda on the host"
     monkeypatch.setitem(BACKENDS, name, Backend(name, "", lambda: "", lambda problem: [], conv_gru))
 
-    def configure(seed=0, tf32=False, resident_blocks=24, by_library=False, large_tiles=False):
+    def configure(seed=0, tf32=False, resident_blocks=24, by_library=False):
         library.cuda_on_host_least_operations_of_library(ctypes.c_double(0 if by_library else 1e300))
-        library.cuda_on_host_least_large_tiles(ctypes.c_int64(0 if large_tiles else 2**62))
         library.cuda_on_host_seed(seed)
         library.cuda_on_host_resident_blocks(resident_blocks)
         options["tf32"] = tf32
@@ -145,7 +144,6 @@ def samples(*cases):
 
 WAYS = {
     "kernels": {"resident_blocks": 0},
-    "large-tiles": {"resident_blocks": 0, "large_tiles": True},
     "one-kernel": {"resident_blocks": 24},
     "library": {"resident_blocks": 0, "by_library": True},
 }
@@ -156,7 +154,7 @@ WAYS = {
     [
         pytest.param(how, dtype, sample, id=f"{name}-{dtype}-{sample}")
         for name, how in WAYS.items()
-        for dtype in ([torch.bfloat16] if name == "large-tiles" else DTYPES[:3])
+        for dtype in DTYPES[:3]
         for sample in samples("kernel-3x5", "channels-of-16", "no-input", "one-step-hx")
     ],
 )
@@ -198,17 +196,30 @@ def test_tf32(backend, sample):
 
 
 @pytest.mark.parametrize("variant", SMOOTH_VARIANTS)
-@pytest.mark.parametrize("shape", [(20, 40, 13, 17), (3, 72, 9, 30), (8, 5, 1, 200)], ids=str)
+@pytest.mark.parametrize(
+    ("shape", "kernel"),
+    [
+        ((20, 40, 13, 17), (3, 3)),
+        ((3, 72, 3, 90), (3, 3)),
+        ((8, 5, 1, 200), (3, 3)),
+        ((8, 5, 2, 130), (1, 3)),
+        ((17, 33, 12, 70), (5, 1)),
+        ((4, 8, 5, 75), (5, 7)),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("resident_blocks", [0, 24], ids=["kernels", "one-kernel"])
 @pytest.mark.parametrize("tf32", [False, True], ids=["bfloat16", "tf32"])
-def test_large_tiles(backend, variant, shape, tf32):
-    """The same bits as with small ones, for a warp adds up the same products in the same order."""
+def test_windows(backend, variant, shape, kernel, resident_blocks, tf32):
+    """Of images narrower and wider than a tile, in several tiles of rows and columns."""
     C, K, H, W = shape
     dtype = torch.float32 if tf32 else torch.bfloat16
-    sample = Sample("large", T=2, N=1, C=C, K=K, H=H, W=W, variant=variant, hx=True)
-    expected_output, expected_gradients = run(backend(resident_blocks=0, tf32=tf32), sample, dtype)
-    output, gradients = run(backend(resident_blocks=0, tf32=tf32, large_tiles=True), sample, dtype)
-    assert torch.equal(output, expected_output)
-    assert_same_bits(gradients, expected_gradients)
+    sample = Sample("window", T=2, N=1, C=C, K=K, H=H, W=W, kernel=kernel, variant=variant, hx=True)
+    output, gradients = run(backend(resident_blocks=resident_blocks, tf32=tf32), sample, dtype)
+    expected_output, expected_gradients = reference(sample, dtype)
+    as_precise = torch.float16 if tf32 else dtype
+    assert_close_to_reference(output, expected_output, tolerance=TOLERANCES[as_precise, "output"])
+    assert_gradients_close(gradients, expected_gradients, tolerance=TOLERANCES[as_precise, "gradients"])
 
 
 def assert_same_bits(gradients, expected_gradients):
@@ -262,6 +273,39 @@ def test_one_kernel_for_the_sequence_or_many(library, backend, dtype, sample):
             assert_same_bits(gradients, expected_gradients)
         if sample.kernel != (7, 7):  # whose weights are too many for shared memory
             assert launches == sum(row_tiles <= 2 * (blocks // across) for across in tiles)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("variant", SMOOTH_VARIANTS)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"C": 8, "K": 3},
+        {"C": 40, "K": 24},
+        {"C": 5, "K": 33, "kernel": (1, 5)},
+        {"C": 8, "K": 24, "input": False, "gate_bias": "full"},
+    ],
+    ids=str,
+)
+def test_one_kernel_for_a_single_step_forward(library, backend, dtype, variant, options):
+    """Of [x,h] together, x alone where columns do not see h; tiles that end in the middle of a gate."""
+    sample = Sample("one", T=1, N=2, H=5, W=9, hx=True, variant=variant, **options)
+    args = sample.arguments(dtype)
+    outputs = []
+    for resident_blocks in (0, 24):
+        before = library.cuda_on_host_cooperative_launches()
+        outputs.append(BACKENDS[backend(resident_blocks=resident_blocks)].conv_gru(*args, save_gates=False))
+        assert library.cuda_on_host_cooperative_launches() == before + (resident_blocks > 0)
+        assert_close_to_reference(outputs[-1], reference(sample, dtype)[0])
+    if dtype == torch.float32:
+        assert torch.equal(*outputs)
+
+
+def test_a_single_step_without_a_state_has_no_convolutions_for_one_kernel(library, backend):
+    sample = Sample("one", T=1, N=2, C=8, K=3, H=5, W=9)
+    before = library.cuda_on_host_cooperative_launches()
+    run(backend(), sample, torch.float32)
+    assert library.cuda_on_host_cooperative_launches() == before
 
 
 @pytest.mark.parametrize(

@@ -109,10 +109,7 @@ class Loader {
   }
 
   // The pieces that the block's columns see.
-  CONVGRU_DEVICE int pieces() const {
-    const int sources = first_column_ >= conv_.narrow_from ? 1 : conv_.source_count;
-    return conv_.pieces(0) + (sources > 1 ? conv_.pieces(1) : 0);
-  }
+  CONVGRU_DEVICE int pieces() const { return conv_.pieces_of_columns(first_column_); }
 
   // Starts to copy the next piece, the input to a, the weights to b.
   CONVGRU_DEVICE void load_next(T* a, T* b) {
@@ -403,27 +400,26 @@ struct PlainConfig : PlainTile<T, kColumns> {
 
 // How the warps of a block divide its tile on the matrix units: `shares` groups of them each have some steps
 // of the depth, and sums of their own; within a group the warps, warps_across of them side by side, divide
-// the tile.
+// the tile. A multiprocessor has registers for so many blocks.
 struct MatrixShape {
-  int rows = 64, warps = 8, warps_across = 2, shares = 1, stages = 6;
+  int warps = 8, warps_across = 2, shares = 1, stages = 6, blocks = 2;
 };
 
 template <class T, int kColumns, MatrixShape kShape>
-using MatrixTile = TileConfig<
-    T, kShape.rows, kColumns, sizeof(T) == 2 ? 16 : 32, kShape.stages, 32 * kShape.warps, kShape.shares>;
+using MatrixTile =
+    TileConfig<T, 64, kColumns, sizeof(T) == 2 ? 16 : 32, kShape.stages, 32 * kShape.warps, kShape.shares>;
 
 // 16-bit elements, or floats of which the units read what TF32 has.
 template <class T, int kColumns, MatrixShape kShape = MatrixShape{}>
 struct MatrixConfig : MatrixTile<T, kColumns, kShape> {
   using Tile = MatrixTile<T, kColumns, kShape>;
-  // For two blocks a thread has 128 registers, too few for more than 32 sums.
-  static constexpr int kResidentBlocks = kShape.rows * kColumns > 32 * Tile::kThreads ? 1 : 2;
+  static constexpr int kResidentBlocks = kShape.blocks;
 
   class Products {
    public:
     static constexpr int kStep = 32 / static_cast<int>(sizeof(T)), kSteps = kDepth<T> / kStep;
     static constexpr int kWarpsOfShare = kShape.warps / kShape.shares;
-    static constexpr int kWarpRows = kShape.rows * kShape.warps_across / kWarpsOfShare,
+    static constexpr int kWarpRows = Tile::kTileRows * kShape.warps_across / kWarpsOfShare,
                          kWarpColumns = kColumns / kShape.warps_across;
     static constexpr int kDown = kWarpRows / 16, kAcross = kWarpColumns / 8;  // products of 16 x 8 sums
     static_assert(kAcross % 2 == 0);
@@ -433,14 +429,15 @@ struct MatrixConfig : MatrixTile<T, kColumns, kShape> {
     // The i-th row whose address this thread gives.
     CONVGRU_DEVICE static int row(int i) { return first_row() + 16 * i + lane() % 16; }
 
-    // Adds the products of a piece of the depth. rows: where each row(i) of the input lies.
+    // Adds the products of a piece of the depth, of so many steps. rows: where each row(i) of the input lies.
+    template <int kCount = kSteps>
     CONVGRU_DEVICE void add(const T* const (&rows)[kDown], const T* b) {
       // All factors first: the products then wait for them once.
-      Factors factors[kSteps];
+      Factors factors[kCount];
 #pragma unroll
-      for (int step = 0; step < kSteps; ++step) factors[step].load(rows, b, step);
+      for (int step = 0; step < kCount; ++step) factors[step].load(rows, b, step);
 #pragma unroll
-      for (int step = 0; step < kSteps; ++step) multiply_add(factors[step]);
+      for (int step = 0; step < kCount; ++step) multiply_add(factors[step]);
     }
 
     // Adds those of one of its steps, some time before the end of add_last(): while the factors of a step
@@ -569,6 +566,7 @@ __global__ void __launch_bounds__(kElementThreads, kElementBlocks)
 #pragma unroll
   for (int i = 0; i < Packing<T>::kMost; ++i)
     if (i < packing.count) pack_part<T>(packing.parts[i]);
+  if (packing.meet != nullptr && blockIdx.x == 0 && threadIdx.x == 0) *packing.meet = 0;
 }
 
 // An epilogue on sums that are in memory, or zeros, of N channels for each thread at once.

@@ -24,40 +24,45 @@ void pack(const Packing<T>& packing, Stream stream) {
 // What every architecture from sm_80 on lets a block have.
 constexpr size_t kMostSharedBytes = 99 << 10;
 
-// Where tiles are many, larger ones use a factor that is read for more products.
-constexpr MatrixShape kLargeShape{.rows = 128, .stages = 4};
+// With a window warps have 32 columns and more, so that a factor that they read is used for many products.
+template <class T, int kTileColumns>
+using WindowConfig = MatrixConfig<
+    T, kTileColumns, MatrixShape{.warps = 4, .stages = 4, .blocks = kTileColumns == kColumns ? 3 : 2}>;
 
 template <class Config, class T>
 int64_t tiles_down(const Convolution<T>& conv) {
   return (conv.batch * conv.height * conv.width + Config::kTileRows - 1) / Config::kTileRows;
 }
-template <class Config, class T>
-int64_t tiles(const Convolution<T>& conv) {
-  return tiles_down<Config>(conv) * (conv.columns / Config::kTileColumns);
-}
-
 template <class Config, class T, class Epilogue>
-void convolve_by(const Convolution<T>& conv, const Epilogue& epilogue, Stream stream) {
-  static_assert(Config::shared_bytes() <= kMostSharedBytes);
+void convolve_by(
+    void (*kernel)(Convolution<T>, Epilogue), size_t shared_bytes, const Convolution<T>& conv,
+    const Epilogue& epilogue, Stream stream) {
   const dim3 grid(
       static_cast<unsigned>(tiles_down<Config>(conv)),
       static_cast<unsigned>(conv.columns / Config::kTileColumns));
-  launch(
-      convolve_kernel<T, Config, Epilogue>, Launch{grid, Config::kThreads, Config::shared_bytes(), stream},
-      conv, epilogue);
+  launch(kernel, Launch{grid, Config::kThreads, shared_bytes, stream}, conv, epilogue);
+}
+
+template <class Config, class T, class Epilogue>
+void convolve_by_pieces(const Convolution<T>& conv, const Epilogue& epilogue, Stream stream) {
+  static_assert(Config::shared_bytes() <= kMostSharedBytes);
+  convolve_by<Config>(convolve_kernel<T, Config, Epilogue>, Config::shared_bytes(), conv, epilogue, stream);
 }
 
 template <class T, template <class> class Epilogue>
 void convolve(const Convolution<T>& conv, const Epilogue<T>& epilogue, Stream stream) {
   constexpr int kTileColumns = kThreeGates<Epilogue<T>> ? kCudnnColumns : kColumns;
-  const bool on_matrix_units = sizeof(T) == 2 || (sizeof(T) == 4 && conv.tf32);
   if constexpr (sizeof(T) <= 4) {
-    using Large = MatrixConfig<T, kTileColumns, kLargeShape>;
-    if (on_matrix_units && tiles<Large>(conv) >= least_large_tiles())
-      return convolve_by<Large>(conv, epilogue, stream);
-    if (on_matrix_units) return convolve_by<MatrixConfig<T, kTileColumns>>(conv, epilogue, stream);
+    if (sizeof(T) == 2 || conv.tf32) {
+      using Windowed = WindowConfig<T, kTileColumns>;
+      using Room = WindowRoom<T, Windowed>;
+      if (Room::suits(conv) && Room::bytes(conv) <= kMostSharedBytes)
+        return convolve_by<Windowed>(
+            convolve_window_kernel<T, Windowed, Epilogue<T>>, Room::bytes(conv), conv, epilogue, stream);
+      return convolve_by_pieces<MatrixConfig<T, kTileColumns>>(conv, epilogue, stream);
+    }
   }
-  if constexpr (sizeof(T) >= 4) convolve_by<PlainConfig<T, kTileColumns>>(conv, epilogue, stream);
+  if constexpr (sizeof(T) >= 4) convolve_by_pieces<PlainConfig<T, kTileColumns>>(conv, epilogue, stream);
 }
 
 template <class Config, int kRingStages, class T, template <class> class Sequence>
@@ -73,7 +78,7 @@ SequencePlan plan_sequence(const Sequence<T>& sequence) {
     plan.across[p] = Tiles::across(sequence.convolutions[p]);
     weight_elements = std::max(weight_elements, Tiles::weight_elements(sequence.convolutions[p]));
   }
-  plan.shared_bytes = kPhaseBytes + (Tiles::ring_elements(Tiles::halo(conv)) + weight_elements) * sizeof(T);
+  plan.shared_bytes = kPhaseBytes + (Tiles::ring_elements(conv) + weight_elements) * sizeof(T);
   const int64_t row_tiles = tiles_down<Config>(conv);
   const int blocks = resident_blocks(
       sequence_kernel<T, Config, kRingStages, Sequence<T>>, Config::kThreads, plan.shared_bytes);
@@ -124,7 +129,6 @@ SequencePlan sequence_plan(const Sequence<T>& sequence) {
 template <class T, template <class> class Sequence>
 void run_sequence(const Sequence<T>& sequence, Stream stream) {
   with_sequence_plan(sequence, [&](auto kernel, const SequencePlan& plan) {
-    clear(sequence.meet, sizeof(unsigned), stream);
     const dim3 grid(static_cast<unsigned>(plan.blocks()));
     launch(
         kernel, Launch{grid, plan.threads, plan.shared_bytes, stream, /*cooperative=*/true}, sequence,

@@ -98,6 +98,7 @@ struct Packing {
   static constexpr int kMost = 2;
   Part parts[kMost];
   int count;
+  unsigned* meet;  // of a sequence that is to be run by one kernel: becomes zero; or nullptr
 
   void add(const Weights<T>& weights, T* packed) {
     parts[count++] = {weights, packed, weights.columns(), weights.packed_size()};
@@ -120,6 +121,17 @@ struct Convolution {
   // Pieces of the depth, kDepth channels of one tap each, that a source has.
   constexpr int pieces(int source) const {
     return kernel_h * kernel_w * (padded(sources[source].channels, kDepth<T>) / kDepth<T>);
+  }
+  // Channels from its chunk of that number on, kDepth channels each, to the end of the source.
+  constexpr int channels_from(int chunk) const {
+    const int first = padded(sources[0].channels, kDepth<T>) / kDepth<T>;
+    return chunk < first ? sources[0].channels - chunk * kDepth<T>
+                         : sources[1].channels - (chunk - first) * kDepth<T>;
+  }
+  constexpr int all_pieces() const { return pieces(0) + (source_count > 1 ? pieces(1) : 0); }
+  // Those that the columns of a tile see.
+  constexpr int pieces_of_columns(int first_column) const {
+    return first_column < narrow_from ? all_pieces() : pieces(0);
   }
 };
 
@@ -297,7 +309,7 @@ struct GruRcnForward {
   Convolution<T> convolutions[kPhases];
   ResetUpdate<T> reset_update;
   Candidate<T> candidate;
-  unsigned* meet;  // room for run_sequence
+  unsigned* meet;  // zero when run_sequence begins
 
   template <int kPhase>
   constexpr auto phase(int64_t i) const {

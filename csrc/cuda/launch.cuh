@@ -39,14 +39,6 @@ int resident_blocks(void (*)(Parameters...), int, size_t shared_bytes) {
   return shared_bytes <= kMostSharedBytesOfBlock ? cuda_on_host::machine.resident_blocks : 0;
 }
 
-inline int64_t least_large_tiles() {
-  return cuda_on_host::machine.least_large_tiles;
-}
-
-inline void clear(void* memory, size_t bytes, Stream) {
-  memset(memory, 0, bytes);
-}
-
 }  // namespace convgru::cuda
 
 #else
@@ -125,16 +117,6 @@ int resident_blocks(void (*kernel)(Parameters...), int threads, size_t shared_by
     check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, threads, shared_bytes));
     return blocks * multiprocessors;
   });
-}
-
-// Of so many tiles on, a convolution takes the larger ones: four for each multiprocessor of an H100, two of
-// which it can have at a time.
-constexpr int64_t least_large_tiles() {
-  return 528;
-}
-
-inline void clear(void* memory, size_t bytes, Stream stream) {
-  check(cudaMemsetAsync(memory, 0, bytes, static_cast<cudaStream_t>(stream)));
 }
 
 }  // namespace convgru::cuda

@@ -22,7 +22,7 @@ std::tuple<Tensor, Tensor> conv_gru(
     return dispatch<bfloat16, float16>(
         weight_hh.scalar_type(), [&](auto zero) { return forward<decltype(zero)>(call, save_gates); });
   };
-  Call call{arguments, p, fast, device.stream(), is_capturing(device.stream())};
+  Call call{arguments, p, fast, device.stream(), is_capturing(device.stream()), /*backward=*/false};
   call.way = measured_way(call, variant + (save_gates ? " forward for backward" : " forward"), run);
   return run(call);
 }
@@ -42,7 +42,7 @@ GradientTuple conv_gru_backward(
       return backward<decltype(zero)>(call, grad_output, output, gates_kept, output_mask);
     });
   };
-  Call call{arguments, p, fast, device.stream(), is_capturing(device.stream())};
+  Call call{arguments, p, fast, device.stream(), is_capturing(device.stream()), /*backward=*/true};
   call.way = measured_way(call, variant + " backward", run);
   return as_tuple(run(call));
 }

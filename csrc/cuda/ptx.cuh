@@ -34,9 +34,14 @@ inline void load_matrices(uint32_t (&fragments)[4], const void* shared_row) {
 }
 
 template <class Meanwhile>
-inline void sync_grid(unsigned*, unsigned, const Meanwhile& meanwhile) {
+inline void sync_grid(unsigned* arrived, unsigned round, const Meanwhile& meanwhile) {
   __syncthreads();
-  meanwhile();
+  if (threadIdx.x == 0) {
+    if (*arrived / gridDim.x != round - 1) cuda_on_host::fail("sync_grid: the counter did not start at zero");
+    ++*arrived;
+  } else {
+    meanwhile();
+  }
   cuda_on_host::sync_grid();
 }
 

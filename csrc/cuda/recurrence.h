@@ -33,12 +33,12 @@ struct Call {
   Problem p;
   bool tf32;
   Stream stream;
-  bool captured;                          // in a graph, instead of run
+  bool captured;  // in a graph, instead of run
+  bool backward;
   std::optional<Way> way = std::nullopt;  // if it was measured; it is not taken where it cannot be
   mutable std::vector<WaitingTranspose> waiting = {};  // for finish_transposes
 
   const Tensor& weight_hh() const { return arguments.weight_hh; }
-  bool may_be_one_kernel() const { return p.T > 1 && way.value_or(Way::kOneKernel) == Way::kOneKernel; }
   Tensor empty(const Shape& shape) const { return new_tensor(weight_hh(), shape); }
   Valid valid(int64_t t) const { return {p.lengths, t, p.pixels()}; }
 };
@@ -162,6 +162,19 @@ inline bool prefers_library(const Call& call) {
   return operations_of_step >= least_operations_of_library(call.p.T, call.captured);
 }
 
+// Whether a kernel for all steps has more than one convolution to do: a single step has one backwards, and
+// none forward without a state.
+inline bool has_work_for_one_kernel(const Call& call) {
+  return call.p.T > 1 || (!call.backward && call.arguments.hx.has_value());
+}
+
+// Whether it is tried. What the library would do of a single step is too much for it.
+inline bool may_be_one_kernel(const Call& call) {
+  if (!has_work_for_one_kernel(call)) return false;
+  if (call.way.has_value()) return *call.way == Way::kOneKernel;
+  return call.p.T > 1 || !prefers_library(call);
+}
+
 // Rows of the hidden weight; transposed: as the gradient of their outputs goes back to the inputs.
 struct HiddenRows {
   int64_t first, count;
@@ -193,7 +206,7 @@ class PreparedConvolution {
         static_cast<int>(out),
         call.p.cudnn && !rows.transposed};
     std::copy(parts.begin(), parts.end(), weights_.parts);
-    if (call.may_be_one_kernel() || !prefers_library(call)) packed_ = call.empty({weights_.packed_size()});
+    if (may_be_one_kernel(call) || !prefers_library(call)) packed_ = call.empty({weights_.packed_size()});
   }
 
   Convolution<T> of(int64_t batch, const std::vector<Source<T>>& sources) const {
@@ -258,17 +271,18 @@ class PreparedConvolution {
   Optional packed_, library_weight_;
 };
 
-// Before they are run; by our own kernels if that is so or ours is asked for.
+// Before they are run. With `meet` by run_sequence, whose counter that is.
 template <class T>
 void prepare_weights(
-    const Call& call, const std::vector<PreparedConvolution<T>*>& convolutions, bool ours = false) {
+    const Call& call, const std::vector<PreparedConvolution<T>*>& convolutions, unsigned* meet = nullptr) {
   finish_transposes<T>(call);
-  if (!ours && prefers_library(call)) {
+  if (meet == nullptr && prefers_library(call)) {
     for (PreparedConvolution<T>* convolution : convolutions) convolution->use_library();
     return;
   }
   Packing<T> packing{};
   for (const PreparedConvolution<T>* convolution : convolutions) convolution->add_to(packing);
+  packing.meet = meet;
   pack(packing, call.stream);
 }
 
@@ -281,7 +295,7 @@ Source<T> source(const T* images, int64_t channels, int64_t pixel_stride) {
 template <class T>
 Tensor meeting_place(const Call& call) {
   constexpr size_t kElements = sizeof(unsigned) / std::min(sizeof(unsigned), sizeof(T));
-  return call.empty({call.may_be_one_kernel() ? static_cast<int64_t>(kElements) : 0});
+  return call.empty({may_be_one_kernel(call) ? static_cast<int64_t>(kElements) : 0});
 }
 
 // "K=32 5x9, kernel 3x5, Float as TF32".
@@ -321,10 +335,10 @@ template <class T, template <class> class Sequence>
 void run(
     const Call& call, const Sequence<T>& sequence, const std::vector<PreparedConvolution<T>*>& convolutions) {
   const int64_t count = sequence.steps.count;
-  const SequencePlan plan = call.may_be_one_kernel() ? sequence_plan(sequence) : SequencePlan{};
+  const SequencePlan plan = may_be_one_kernel(call) ? sequence_plan(sequence) : SequencePlan{};
   const bool at_once = plan.down > 0;
   say_how<T, Sequence>(call, plan);
-  prepare_weights(call, convolutions, /*ours=*/at_once);
+  prepare_weights(call, convolutions, at_once ? sequence.meet : nullptr);
   if (at_once) return run_sequence(sequence, call.stream);
   for (int64_t i = 0; i < count; ++i) {
     convolutions[0]->run(sequence.template phase<0>(i));

@@ -9,34 +9,26 @@
 #pragma once
 #include <new>
 
-#include "convolution.cuh"
+#include "window.cuh"
 
 namespace convgru::cuda {
 
 // With more tiles of rows for a block there are pixels enough for a kernel for each convolution.
 constexpr int kMostTilesOfBlock = 2;
 
-// Taps that a kernel has at most, a bit of a mask each.
-constexpr int kMostTaps = 64;
-
 // The tiles of one phase that belong to a block, and the weights for them.
 template <class T, class Config, int kRingStages>
 class BlockTiles {
  public:
-  // Rows before and after a tile that the taps reach.
-  CONVGRU_HOST_DEVICE static int halo(const Convolution<T>& conv) {
-    return conv.kernel_h / 2 * conv.width + conv.kernel_w / 2;
-  }
   // Elements of shared memory: for the weights of a convolution,
   static int64_t weight_elements(const Convolution<T>& conv) {
-    return int64_t{conv.pieces(0)} * kPieceElements;
+    return int64_t{conv.all_pieces()} * kPieceElements;
   }
-  // and besides for what is known of its rows and taps, a row of zeros, and the pixels on their way or the
-  // sums.
-  CONVGRU_HOST_DEVICE static int64_t ring_elements(int halo) {
-    const int64_t ring = int64_t{kRingStages} * stage_elements(halo);
+  // and besides for its taps, and the windows on their way or the sums.
+  CONVGRU_HOST_DEVICE static int64_t ring_elements(const Convolution<T>& conv) {
+    const int64_t ring = int64_t{kRingStages} * WindowShape<Config>(conv).elements();
     constexpr int64_t kSums = Config::kSumsBytes / sizeof(T);
-    return kKnownElements + Config::kStrideA + (ring > kSums ? ring : kSums);
+    return BlockTaps::kElements + (ring > kSums ? ring : kSums);
   }
 
   // Tiles side by side.
@@ -46,26 +38,17 @@ class BlockTiles {
 
   // Of the blocks of the phase, `across` by `down`, this is number `block`. Copies the weights.
   CONVGRU_DEVICE BlockTiles(const Convolution<T>& conv, int across, int block, int down, T* shared)
-      : taps_of_rows_(reinterpret_cast<uint64_t*>(shared)),
-        shifts_(reinterpret_cast<int*>(taps_of_rows_ + kMostRows)),
-        zeros_(shared + kKnownElements),
-        ring_(zeros_ + Config::kStrideA),
-        weights_(shared + ring_elements(halo(conv))),
+      : taps_(shared),
+        ring_(shared + BlockTaps::kElements),
+        weights_(shared + ring_elements(conv)),
         first_column_(block % across * Config::kTileColumns),
         first_row_(int64_t{block / across} * Config::kTileRows),
         rows_(conv.batch * conv.height * conv.width),
         row_step_(int64_t{down} * Config::kTileRows) {
-    for (int i = threadIdx.x; i < kMostRows; i += Config::kThreads)
-      taps_of_rows_[i] =
-          taps_of_row(conv, first_row_ + i / Config::kTileRows * row_step_ + i % Config::kTileRows);
-    for (int tap = threadIdx.x; tap < conv.kernel_h * conv.kernel_w; tap += Config::kThreads) {
-      const int dy = tap / conv.kernel_w - conv.kernel_h / 2, dx = tap % conv.kernel_w - conv.kernel_w / 2;
-      shifts_[tap] = (dy * conv.width + dx) * Config::kStrideA;
-    }
-    for (int i = threadIdx.x; i < Config::kStrideA; i += Config::kThreads)
-      zeros_[i] = narrow<T>(compute_t<T>(0));
+    taps_.find(conv, first_row_, row_step_);
     WeightLoader<T, Config> weights(conv, first_column_);
-    for (int piece = 0; piece < conv.pieces(0); ++piece) weights.load_next(weights_ + piece * kPieceElements);
+    const int pieces = conv.pieces_of_columns(first_column_);
+    for (int piece = 0; piece < pieces; ++piece) weights.load_next(weights_ + piece * kPieceElements);
     copy_async_commit();
     copy_async_wait<0>();
     __syncthreads();
@@ -74,11 +57,11 @@ class BlockTiles {
   template <class Epilogue>
   CONVGRU_DEVICE void run(const Phase<T, Epilogue>& phase) const {
     const Convolution<T>& conv = phase.conv;
-    const uint64_t* taps_of_rows = taps_of_rows_;
-    for (int64_t row = first_row_; row < rows_; row += row_step_, taps_of_rows += Config::kTileRows) {
+    int tile = 0;
+    for (int64_t row = first_row_; row < rows_; row += row_step_) {
       Products products;
       TileEpilogue<T, Config, Epilogue> epilogue(conv, phase.epilogue, row, first_column_);
-      add_products(products, conv, phase.zeros, row, taps_of_rows, [&] { epilogue.fetch(); });
+      add_products(products, conv, phase.zeros, row, tile++, [&] { epilogue.fetch(); });
       epilogue.finish(products, ring_);
       __syncthreads();  // the ring is free for the next tile
     }
@@ -87,100 +70,36 @@ class BlockTiles {
  private:
   static constexpr int kPieceElements = kDepth<T> * Config::kStrideB;
   using Products = typename Config::Products;
-  static constexpr int kDown = Products::kDown;
-  static constexpr int kMostRows = kMostTilesOfBlock * Config::kTileRows;
-  static constexpr int kKnownElements = (kMostRows * 8 + kMostTaps * 4) / static_cast<int>(sizeof(T));
+  using BlockTaps = Taps<T, Config, kMostTilesOfBlock>;
 
-  CONVGRU_HOST_DEVICE static int stage_elements(int halo) {
-    return (Config::kTileRows + 2 * halo) * Config::kStrideA;
-  }
-
-  // Bit i: there is a pixel under the i-th tap.
-  CONVGRU_DEVICE static uint64_t taps_of_row(const Convolution<T>& conv, int64_t row) {
-    const Place place = place_of(conv, row);
-    uint64_t taps = 0, bit = 1;
-    for (int dy = -(conv.kernel_h / 2); dy <= conv.kernel_h / 2; ++dy)
-      for (int dx = -(conv.kernel_w / 2); dx <= conv.kernel_w / 2; ++dx, bit <<= 1)
-        if (place.has(dy, dx, conv.height, conv.width)) taps |= bit;
-    return taps;
-  }
-
-  // What one thread loads of the pixels of a tile, kDepth channels after kDepth channels: of `count` rows
-  // from first_row on, those of `rows` that there are.
-  class RowLoader {
-   public:
-    CONVGRU_DEVICE RowLoader(const Source<T>& source, int64_t first_row, int count, int64_t rows)
-        : source_(source), aligned_(is_aligned(source)), channel_(threadIdx.x % kVectors * kVector<T>) {
-      const int64_t end = rows - first_row;
-      first_ = first_row < 0 ? static_cast<int>(-first_row) : 0;
-      end_ = end < count ? static_cast<int>(end) : count;
-      from_ = (first_row + row()) * source.pixel_stride + channel_;
-      to_ = row() * Config::kStrideA + channel_;
-    }
-
-    // Starts to copy the next ones.
-    CONVGRU_DEVICE void load_next(T* stage) {
-      const int left = channels_left<T>(source_.channels, channel_);
-      int64_t from = from_;
-      T* to = stage + to_;
-      for (int i = row(); i < end_; i += kRowsAtOnce) {
-        if (i >= first_) load_channels(source_.data + (left > 0 ? from : 0), left, aligned_, to);
-        from += kRowsAtOnce * source_.pixel_stride;
-        to += kRowsAtOnce * Config::kStrideA;
-      }
-      from_ += kDepth<T>;
-      channel_ += kDepth<T>;
-    }
-
-   private:
-    static constexpr int kVectors = kDepth<T> / kVector<T>, kRowsAtOnce = Config::kThreads / kVectors;
-
-    CONVGRU_DEVICE static int row() { return threadIdx.x / kVectors; }
-
-    Source<T> source_;
-    bool aligned_;
-    int channel_, first_, end_, to_;
-    int64_t from_;  // the first pixel
-  };
-
-  // taps_of_rows: of the tile's rows.
   template <class Meanwhile>
   CONVGRU_DEVICE void add_products(
-      Products& products, const Convolution<T>& conv, bool zeros, int64_t first_row,
-      const uint64_t* taps_of_rows, const Meanwhile& meanwhile) const {
+      Products& products, const Convolution<T>& conv, bool zeros, int64_t first_row, int tile,
+      const Meanwhile& meanwhile) const {
     // Read once; what a block does lies in shared memory.
-    const int taps = conv.kernel_h * conv.kernel_w, around = halo(conv), stage = stage_elements(around);
-    const int channels = conv.sources[0].channels;
-    uint64_t taps_of_row[kDown];
-#pragma unroll
-    for (int i = 0; i < kDown; ++i) taps_of_row[i] = taps_of_rows[Products::row(i)];
-    RowLoader loader(conv.sources[0], first_row - around, Config::kTileRows + 2 * around, rows_);
-    const auto load = [&](int, int to) { loader.load_next(ring_ + to * stage); };
+    const int taps = conv.kernel_h * conv.kernel_w, window = WindowShape<Config>(conv).elements();
+    const typename BlockTaps::Rows tap_rows(taps_, tile);
+    WindowLoader<T, Config> loader(conv, first_row);
+    const auto load = [&](int, int to) { loader.load_next(ring_ + to * window); };
     const auto add = [&](int chunk, int at) {
-      const T* const pixels = ring_ + at * stage + around * Config::kStrideA;
+      const T* const pixels = ring_ + at * window;
       const T* const weights = weights_ + chunk * taps * kPieceElements;
-      // Those of the steps of a tap that have channels; this thread's share of all steps.
-      static_assert(Products::kSteps <= 2);
-      const bool all = channels - chunk * kDepth<T> > (Products::kSteps - 1) * Products::kStep;
-      const int steps = all ? Products::kSteps : 1;
+      // This thread's share of the steps of all taps.
+      const int steps = steps_of<Products>(conv.channels_from(chunk));
       for (int i = Products::share(); i < taps * steps; i += Config::kShares) {
-        const int tap = all ? i / Products::kSteps : i, step = all ? i % Products::kSteps : 0;
-        const int shift = shifts_[tap];
-        const T* rows[kDown];
-#pragma unroll
-        for (int j = 0; j < kDown; ++j)
-          rows[j] = taps_of_row[j] >> tap & 1 ? pixels + Products::row(j) * Config::kStrideA + shift : zeros_;
+        const int tap = steps == 1 ? i : i / Products::kSteps, step = steps == 1 ? 0 : i % Products::kSteps;
+        const T* rows[Products::kDown];
+        tap_rows.at(tap, pixels, rows);
         products.add_step(rows, weights + tap * kPieceElements, step);
       }
     };
-    const int chunks = zeros ? 0 : padded(channels, kDepth<T>) / kDepth<T>;
+    const int chunks = zeros ? 0 : conv.pieces_of_columns(first_column_) / taps;
     add_pieces<kRingStages>(chunks, load, add, meanwhile);
     products.add_last();
   }
 
-  uint64_t* taps_of_rows_;
-  int* shifts_;
-  T *zeros_, *ring_, *weights_;
+  BlockTaps taps_;
+  T *ring_, *weights_;
   int first_column_;
   int64_t first_row_, rows_, row_step_;
 };
@@ -206,7 +125,7 @@ __global__ void __launch_bounds__(Config::kThreads, 1) sequence_kernel(
   auto* const last = phase_in<kLast>(shared, sequence);
   // What this block does in the i-th step; some thread writes it down that has nothing else to do.
   const auto describe = [&](int64_t i) {
-    if (threadIdx.x != Config::kThreads - 1 || i == sequence.steps.count) return;
+    if (threadIdx.x != Config::kThreads - 1) return;
     if (is_first)
       new (first) auto(sequence.template phase<0>(i));
     else
@@ -224,7 +143,7 @@ __global__ void __launch_bounds__(Config::kThreads, 1) sequence_kernel(
       sync_grid(sequence.meet, ++round, [] {});
       if (!is_first) tiles.run(*last);
     }
-    sync_grid(sequence.meet, ++round, [&] { describe(i + 1); });
+    if (i + 1 < sequence.steps.count) sync_grid(sequence.meet, ++round, [&] { describe(i + 1); });
   }
 }
 

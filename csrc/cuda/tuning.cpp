@@ -75,7 +75,7 @@ Way measure(const Call& call, const std::function<void(const Call&)>& run) {
   const bool is_double = call.weight_hh().scalar_type() == torch::headeronly::ScalarType::Double;
   std::vector<Way> ways{Way::kKernels};
   if (!is_double) ways.push_back(Way::kLibrary);
-  if (call.p.T > 1) ways.push_back(Way::kOneKernel);
+  if (has_work_for_one_kernel(call)) ways.push_back(Way::kOneKernel);
   std::vector<double> shortest(ways.size(), std::numeric_limits<double>::infinity());
   for (int round = 0; round < kRounds; ++round)
     for (size_t i = 0; i < ways.size(); ++i) {

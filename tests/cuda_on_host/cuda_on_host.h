@@ -165,6 +165,7 @@ struct Fiber {
   long generation = 0;
   std::function<bool()> condition;  // of a spinning thread
   Place place;
+  int exchanges = 0;  // so far
   std::vector<Copy> open_group;
   std::vector<std::vector<Copy>> groups;  // committed, oldest first
 #if defined(__SANITIZE_ADDRESS__)
@@ -182,7 +183,8 @@ struct Fiber {
 struct Warp {
   Barrier barrier;
   int live = 0;
-  alignas(16) unsigned char exchange[kWarp][64];
+  // What its lanes exchange; for one exchange after the other, so that who is slow still finds the last.
+  alignas(16) unsigned char exchange[2][kWarp][64];
 };
 
 struct Block {
@@ -197,7 +199,6 @@ struct Machine {
   unsigned seed = 0;
   int resident_blocks = 24;  // that are there at the same time, if they may wait for each other
   double least_operations_of_library = 1e300;  // of csrc/cuda/device.h
-  int64_t least_large_tiles = INT64_MAX;       // of csrc/cuda/launch.cuh
   int cooperative_launches = 0;                // so far
   dim3 grid, block;
   Fiber* current = nullptr;
@@ -303,9 +304,12 @@ inline std::string who_waits(const std::vector<Fiber*>& fibers) {
   return words.str();
 }
 
+// A warp's fibers run on for as long as any of them can, most of the time: their stacks then stay in the
+// cache. Which warp goes first, and which of its fibers, is shuffled.
 inline void run(std::vector<Block*> blocks, std::mt19937& random) {
   const int threads = machine.block.count();
   std::vector<Fiber*> fibers;
+  std::vector<std::vector<Fiber*>> warps;
   machine.grid_barrier = {};
   for (Block* block : blocks) {
     block->live = threads;
@@ -324,25 +328,39 @@ inline void run(std::vector<Block*> blocks, std::mt19937& random) {
       fiber.done = false;
       fiber.barrier = nullptr;
       fiber.condition = nullptr;
+      fiber.exchanges = 0;
       fiber.open_group.clear();
       fiber.groups.clear();
       ++block->warps[fiber.warp()].live;
       fiber.context.start(fiber.stack->data(), run_fiber);
       fibers.push_back(&fiber);
+      if (fiber.lane() == 0) warps.emplace_back();
+      warps.back().push_back(&fiber);
     }
   }
   machine.grid_threads = static_cast<int>(fibers.size());
   size_t left = fibers.size();
-  while (left > 0) {
-    std::shuffle(fibers.begin(), fibers.end(), random);
+  const auto run_each = [&](const std::vector<Fiber*>& warp) {
     bool progress = false;
-    for (Fiber* fiber : fibers) {
+    for (Fiber* fiber : warp) {
       if (fiber->done || !fiber->ready()) continue;
       fiber->condition = nullptr;
       switch_to(*fiber);
       if (!machine.error.empty()) throw std::runtime_error(std::exchange(machine.error, {}));
       progress = true;
       left -= fiber->done;
+    }
+    return progress;
+  };
+  while (left > 0) {
+    std::shuffle(warps.begin(), warps.end(), random);
+    bool progress = false;
+    for (std::vector<Fiber*>& warp : warps) {
+      std::shuffle(warp.begin(), warp.end(), random);
+      while (run_each(warp)) {
+        progress = true;
+        if (random() % 16 == 0) break;
+      }
     }
     if (!progress) throw std::runtime_error(who_waits(fibers));
   }
@@ -406,18 +424,13 @@ inline void spin_until(
 // Every lane of the warp gives a value and sees those of all; f(value of a lane) -> result.
 template <class T, class F>
 auto exchange(const T& value, const char* what, const F& f) {
-  static_assert(sizeof(T) <= 64);
+  static_assert(sizeof(T) <= 64 && alignof(T) <= 16);
   Fiber& fiber = *machine.current;
   Warp& warp = fiber.block->warps[fiber.warp()];
-  memcpy(warp.exchange[fiber.lane()], &value, sizeof value);
+  auto& lanes = warp.exchange[fiber.exchanges++ % 2];
+  memcpy(lanes[fiber.lane()], &value, sizeof value);
   meet(warp.barrier, warp.live, {what, "a warp's exchange", 0});
-  const auto result = f([&](int lane) {
-    T other;
-    memcpy(&other, warp.exchange[lane], sizeof other);
-    return other;
-  });
-  meet(warp.barrier, warp.live, {what, "a warp's exchange", 1});
-  return result;
+  return f([&](int lane) -> const T& { return *reinterpret_cast<const T*>(lanes[lane]); });
 }
 
 // cp.async: bytes 4, 8 or 16, of which the first `read` are read.
@@ -477,22 +490,23 @@ struct Sums {
 template <int kPerRegister, class Widen>
 Sums multiply(const Sums& c, const uint32_t (&a)[4], const uint32_t (&b)[2], const Widen& widen) {
   struct Given {
-    uint32_t a[4], b[2];
+    float a[4][kPerRegister], b[2][kPerRegister];
   } given;
-  memcpy(given.a, a, sizeof given.a);
-  memcpy(given.b, b, sizeof given.b);
+  for (int which = 0; which < kPerRegister; ++which) {
+    for (int i = 0; i < 4; ++i) given.a[i][which] = widen(a[i], which);
+    for (int i = 0; i < 2; ++i) given.b[i][which] = widen(b[i], which);
+  }
   return exchange(given, "mma", [&](const auto& of) {
-    constexpr int kHalf = 4 * kPerRegister;
     const int g = machine.current->lane() / 4, t = machine.current->lane() % 4;
     Sums d = c;
-    for (int i = 0; i < 4; ++i) {
-      const int row = g + 8 * (i / 2), column = 2 * t + i % 2;
-      for (int k = 0; k < 2 * kHalf; ++k) {
-        const int half = k / kHalf, lane = k % kHalf / kPerRegister, which = k % kPerRegister;
-        const Given left = of(4 * (row % 8) + lane), right = of(4 * column + lane);
-        d.values[i] += widen(left.a[row / 8 + 2 * half], which) * widen(right.b[half], which);
-      }
-    }
+    for (int half = 0; half < 2; ++half)
+      for (int lane = 0; lane < 4; ++lane)
+        for (int i = 0; i < 4; ++i) {
+          const int row = g + 8 * (i / 2), column = 2 * t + i % 2;
+          const Given &left = of(4 * (row % 8) + lane), &right = of(4 * column + lane);
+          for (int which = 0; which < kPerRegister; ++which)
+            d.values[i] += left.a[row / 8 + 2 * half][which] * right.b[half][which];
+        }
     return d;
   });
 }

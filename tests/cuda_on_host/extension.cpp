@@ -16,10 +16,6 @@ EXPORT void cuda_on_host_least_operations_of_library(double operations) {
   cuda_on_host::machine.least_operations_of_library = operations;
 }
 
-EXPORT void cuda_on_host_least_large_tiles(int64_t tiles) {
-  cuda_on_host::machine.least_large_tiles = tiles;
-}
-
 EXPORT int cuda_on_host_cooperative_launches() {
   return cuda_on_host::machine.cooperative_launches;
 }

@@ -149,6 +149,17 @@ void grid() {
   for (int b = 0; b < 4; ++b) check(floats(x)[4 + b] == (b + 1) % 4, "wrong neighbour");
 }
 
+__global__ void counter_kernel(unsigned* counter) {
+  for (unsigned round = 1; round <= 3; ++round) sync_grid(counter, round, [] {});
+}
+
+template <int kStart>
+void counter() {
+  Memory start(sizeof(unsigned));
+  memset(start.data(), kStart, start.size());
+  launch(true, counter_kernel, 4, 32, 0, reinterpret_cast<unsigned*>(start.data()));
+}
+
 template <bool kSet>
 __global__ void flag_kernel(int* flag, float* y) {
   if (blockIdx.x == 0) {
@@ -285,6 +296,8 @@ const std::map<std::string, void (*)()> kCases{
     {"grid", grid<1, true>},
     {"grid-one-barrier-more", grid<2, true>},
     {"grid-not-cooperative", grid<1, false>},
+    {"grid-counter", counter<0>},
+    {"grid-counter-not-zero", counter<1>},
     {"flag", flag<true>},
     {"flag-never-set", flag<false>},
     {"barrier", place<true>},
