@@ -67,6 +67,7 @@ format: $(INSTALLED)
 $(INSTALLED): pyproject.toml Makefile
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet torch==$(TORCH) numpy "setuptools>=77" "pybind11>=2.13" ninja
+	CONVGRU_FUSED_BUILD=0 \
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[compare,models,test,lint]"
 	$(BIN)/python -m pip install --quiet --no-deps scikit-video==1.1.11 torchvision==0.28.0 dgmr==1.4.4 \
 		triton==3.6.0

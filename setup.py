@@ -58,17 +58,21 @@ def operators() -> Extension:
     )
 
 
+def build_info() -> Extension:
+    return Extension(
+        "convgru_fused._build_info",
+        sources("build_info.cpp", "cpu/capability.cpp", "cpu/plan.cpp"),
+        include_dirs=[pybind11_include()],
+        extra_compile_args=COMPILE_FLAGS,
+        extra_link_args=LINK_FLAGS,
+        language="c++",
+    )
+
+
+# 0: only the rest, for pip would build in a folder that it deletes (the Makefile builds after it).
+BUILD = os.environ.get("CONVGRU_FUSED_BUILD") != "0"
+
 setup(
-    ext_modules=[
-        operators(),
-        Extension(
-            "convgru_fused._build_info",
-            sources("build_info.cpp", "cpu/capability.cpp", "cpu/plan.cpp"),
-            include_dirs=[pybind11_include()],
-            extra_compile_args=COMPILE_FLAGS,
-            extra_link_args=LINK_FLAGS,
-            language="c++",
-        ),
-    ],
+    ext_modules=[operators(), build_info()] if BUILD else [],
     cmdclass={"build_ext": BuildExtension},
 )
