@@ -2,9 +2,9 @@
 //
 // A block computes kTileRows x kTileColumns sums of a convolution, which are rows = pixels and columns =
 // output channels. Nothing is concatenated or unfolded: the depth goes over the sources, of each over its
-// channels, kDepth at a time, of these over the taps of the kernel, and for every tap the pixels of the tile
-// are loaded anew, shifted. Pieces of the depth go through a ring of stages in shared memory, copied while
-// earlier ones are multiplied.
+// channels, kDepth at a time, of these over the taps of the kernel. Here the pixels of the tile are loaded
+// anew for every tap, shifted; window.cuh has the kernel that loads them once. Pieces of the depth go through
+// a ring of stages in shared memory, copied while earlier ones are multiplied.
 #pragma once
 #include "gates.cuh"
 

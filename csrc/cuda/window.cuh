@@ -164,7 +164,7 @@ CONVGRU_DEVICE int steps_of(int channels) {
   return channels > (Products::kSteps - 1) * Products::kStep ? Products::kSteps : 1;
 }
 
-// As convolve_kernel, with a window of pixels: two in turn, so that the next is copied meanwhile.
+// The shared memory of convolve_window_kernel: taps, two windows, a ring of weights; or then the sums.
 template <class T, class Config>
 struct WindowRoom {
   static constexpr int kPieceElements = kDepth<T> * Config::kStrideB;
@@ -175,13 +175,15 @@ struct WindowRoom {
     const size_t all = elements * sizeof(T);
     return all > Config::kSumsBytes ? all : Config::kSumsBytes;
   }
-  // The next window but one is copied when the last tap of this one has been multiplied.
+  // A window is copied kStages - 1 pieces before its first tap. By then the last tap of the window but one
+  // before it has to be multiplied.
   static bool suits(const Convolution<T>& conv) {
     const int taps = conv.kernel_h * conv.kernel_w;
     return taps >= Config::kStages - 1 && taps <= kMostTaps;
   }
 };
 
+// As convolve_kernel, but that all taps read the same window of pixels, while the next is copied to another.
 template <class T, class Config, class Epilogue>
 __global__ void __launch_bounds__(Config::kThreads, Config::kResidentBlocks) convolve_window_kernel(
     const __grid_constant__ Convolution<T> conv, const __grid_constant__ Epilogue epilogue) {
