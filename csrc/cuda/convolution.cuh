@@ -31,7 +31,11 @@ CONVGRU_DEVICE void load_channels(const T* from, int count, bool aligned, T* tar
   if (aligned) {
     copy_async<kCopyBytes>(target, from, count * static_cast<int>(sizeof(T)));
   } else {
-    for (int k = 0; k < kVector<T>; ++k) target[k] = k < count ? from[k] : narrow<T>(compute_t<T>(0));
+    T some[kVector<T>];  // all are under way before the first is there
+#pragma unroll
+    for (int k = 0; k < kVector<T>; ++k) some[k] = k < count ? from[k] : narrow<T>(compute_t<T>(0));
+#pragma unroll
+    for (int k = 0; k < kVector<T>; ++k) target[k] = some[k];
   }
 }
 
@@ -177,8 +181,8 @@ class Loader {
 
 // Adds the products of all pieces of the depth, one after the other. load(piece, stage) starts to copy what a
 // piece needs to a stage of a ring, add(piece, stage) adds its products; meanwhile() is done while the first
-// are under way.
-template <int kStages, class Load, class Add, class Meanwhile>
+// are under way. kAddFirst: a piece's products are begun before the next copies, rather than after.
+template <int kStages, bool kAddFirst = false, class Load, class Add, class Meanwhile>
 CONVGRU_DEVICE void add_pieces(int pieces, const Load& load, const Add& add, const Meanwhile& meanwhile) {
   const auto load_if_any = [&](int piece, int stage) {
     if (piece < pieces) load(piece, stage);
@@ -189,8 +193,9 @@ CONVGRU_DEVICE void add_pieces(int pieces, const Load& load, const Add& add, con
   for (int piece = 0, stage = 0, last = kStages - 1; piece < pieces; ++piece) {
     copy_async_wait<kStages - 2>();
     __syncthreads();  // the piece is there, and everybody is done with the stage that is filled next
-    load_if_any(piece + kStages - 1, last);
+    if constexpr (!kAddFirst) load_if_any(piece + kStages - 1, last);
     add(piece, stage);
+    if constexpr (kAddFirst) load_if_any(piece + kStages - 1, last);
     last = stage;
     stage = stage + 1 == kStages ? 0 : stage + 1;
   }

@@ -56,7 +56,7 @@ void convolve(const Convolution<T>& conv, const Epilogue<T>& epilogue, Stream st
     if (sizeof(T) == 2 || conv.tf32) {
       using Windowed = WindowConfig<T, kTileColumns>;
       using Room = WindowRoom<T, Windowed>;
-      if (Room::suits(conv) && Room::bytes(conv) <= kMostSharedBytes)
+      if (Room::suits(conv) && Room::bytes(conv) <= shared_bytes_of_two_blocks())
         return convolve_by<Windowed>(
             convolve_window_kernel<T, Windowed, Epilogue<T>>, Room::bytes(conv), conv, epilogue, stream);
       return convolve_by_pieces<MatrixConfig<T, kTileColumns>>(conv, epilogue, stream);

@@ -33,6 +33,10 @@ void launch(void (*kernel)(Parameters...), const Launch& how, const Arguments&..
   cuda_on_host::launch(how.cooperative, kernel, how.grid, dim3(how.threads), how.shared_bytes, arguments...);
 }
 
+constexpr size_t shared_bytes_of_two_blocks() {
+  return size_t{113} << 10;  // sm_90's
+}
+
 template <class... Parameters>
 int resident_blocks(void (*)(Parameters...), int, size_t shared_bytes) {
   constexpr size_t kMostSharedBytesOfBlock = size_t{227} << 10;  // sm_90's
@@ -101,6 +105,18 @@ void launch(void (*kernel)(Parameters...), const Launch& how, const Arguments&..
   config.attrs = &cooperative;
   config.numAttrs = how.cooperative ? 1 : 0;
   check(cudaLaunchKernelEx(&config, kernel, arguments...));
+}
+
+// Shared memory at most, if a multiprocessor of the current GPU is to have two blocks at the same time.
+inline size_t shared_bytes_of_two_blocks() {
+  static Remembered bytes;
+  const int device = current_device();
+  return bytes(nullptr, device, 0, [&] {
+    int all, reserved;
+    check(cudaDeviceGetAttribute(&all, cudaDevAttrMaxSharedMemoryPerMultiprocessor, device));
+    check(cudaDeviceGetAttribute(&reserved, cudaDevAttrReservedSharedMemoryPerBlock, device));
+    return all / 2 - reserved;
+  });
 }
 
 // Blocks of a kernel that the current GPU can have at the same time; 0 if it cannot have one.

@@ -162,10 +162,10 @@ inline bool prefers_library(const Call& call) {
   return operations_of_step >= least_operations_of_library(call.p.T, call.captured);
 }
 
-// Whether a kernel for all steps has more than one convolution to do: a single step has one backwards, and
-// none forward without a state.
+// Whether a kernel for all steps has more than one convolution to do: a single step of "cudnn" has one, like
+// any backwards, and none forward without a state.
 inline bool has_work_for_one_kernel(const Call& call) {
-  return call.p.T > 1 || (!call.backward && call.arguments.hx.has_value());
+  return call.p.T > 1 || (!call.backward && !call.p.cudnn && call.arguments.hx.has_value());
 }
 
 // Whether it is tried. What the library would do of a single step is too much for it.

@@ -36,7 +36,8 @@ class BlockTiles {
     return (conv.out + Config::kTileColumns - 1) / Config::kTileColumns;
   }
 
-  // Of the blocks of the phase, `across` by `down`, this is number `block`. Copies the weights.
+  // Of the blocks of the phase, `across` by `down`, this is number `block`. Starts to copy the weights: the
+  // first wait for pixels waits for them too. Before a barrier.
   CONVGRU_DEVICE BlockTiles(const Convolution<T>& conv, int across, int block, int down, T* shared)
       : taps_(shared),
         ring_(shared + BlockTaps::kElements),
@@ -45,13 +46,11 @@ class BlockTiles {
         first_row_(int64_t{block / across} * Config::kTileRows),
         rows_(conv.batch * conv.height * conv.width),
         row_step_(int64_t{down} * Config::kTileRows) {
-    taps_.find(conv, first_row_, row_step_);
     WeightLoader<T, Config> weights(conv, first_column_);
     const int pieces = conv.pieces_of_columns(first_column_);
     for (int piece = 0; piece < pieces; ++piece) weights.load_next(weights_ + piece * kPieceElements);
     copy_async_commit();
-    copy_async_wait<0>();
-    __syncthreads();
+    taps_.find(conv, first_row_, row_step_);
   }
 
   template <class Epilogue>
@@ -78,7 +77,8 @@ class BlockTiles {
       const Meanwhile& meanwhile) const {
     // Read once; what a block does lies in shared memory.
     const int taps = conv.kernel_h * conv.kernel_w, window = WindowShape<Config>(conv).elements();
-    const typename BlockTaps::Rows tap_rows(taps_, tile);
+    typename BlockTaps::Rows tap_rows(taps_);
+    tap_rows.read(tile);
     WindowLoader<T, Config> loader(conv, first_row);
     const auto load = [&](int, int to) { loader.load_next(ring_ + to * window); };
     const auto add = [&](int chunk, int at) {

@@ -123,10 +123,13 @@ class Taps {
     using Products = typename Config::Products;
 
    public:
-    CONVGRU_DEVICE Rows(const Taps& taps, int tile) : taps_(taps) {
+    CONVGRU_DEVICE explicit Rows(const Taps& taps) : taps_(taps) {}
+
+    // After find() and a barrier.
+    CONVGRU_DEVICE void read(int tile) {
 #pragma unroll
       for (int i = 0; i < Products::kDown; ++i)
-        taps_of_row_[i] = taps.taps_of_rows_[tile * Config::kTileRows + Products::row(i)];
+        taps_of_row_[i] = taps_.taps_of_rows_[tile * Config::kTileRows + Products::row(i)];
     }
 
     CONVGRU_DEVICE void at(int tap, const T* window, const T* (&rows)[Products::kDown]) const {
@@ -196,18 +199,11 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kResidentBlocks) con
   const int window_elements = WindowShape<Config>(conv).elements();
   T* const windows = shared + BlockTaps::kElements;
   T* const weights = windows + 2 * window_elements;
-  const BlockTaps block_taps(shared);
-  block_taps.find(conv, first_row, 0);
-  __syncthreads();
-  const typename BlockTaps::Rows tap_rows(block_taps, 0);
-
   WindowLoader<T, Config> window_loader(conv, first_row);
   WeightLoader<T, Config> weight_loader(conv, first_column);
-  int tap_to_load = 0, tap = 0, chunk = 0;
-  bool all = true;
-  T* window_to_load = windows;
-  const T* window = windows;
   const auto the_other = [&](auto* one) { return one == windows ? one + window_elements : windows; };
+  T* window_to_load = windows;
+  int tap_to_load = 0;
   const auto load = [&](int, int stage) {
     if (tap_to_load == 0) {
       window_loader.load_next(window_to_load);
@@ -216,11 +212,17 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kResidentBlocks) con
     weight_loader.load_next(weights + stage * kPieceElements);
     if (++tap_to_load == taps) tap_to_load = 0;
   };
+
+  // Of the next piece: its tap, chunk of channels and window, the rows there, whether all of its steps have
+  // channels. Found before the barrier in front of its products.
+  const BlockTaps block_taps(shared);
+  typename BlockTaps::Rows tap_rows(block_taps);
+  int tap = 0, chunk = 0;
+  const T* window = windows;
+  const T* rows[Products::kDown];
+  bool all = steps_of<Products>(conv.channels_from(0)) == Products::kSteps;
   Products products;
   const auto add = [&](int, int stage) {
-    if (tap == 0) all = steps_of<Products>(conv.channels_from(chunk++)) == Products::kSteps;
-    const T* rows[Products::kDown];
-    tap_rows.at(tap, window, rows);
     if (all)
       products.add(rows, weights + stage * kPieceElements);
     else
@@ -228,11 +230,20 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kResidentBlocks) con
     if (++tap == taps) {
       tap = 0;
       window = the_other(window);
+      all = steps_of<Products>(conv.channels_from(++chunk)) == Products::kSteps;
     }
+    tap_rows.at(tap, window, rows);
   };
+
   TileEpilogue<T, Config, Epilogue> tile_epilogue(conv, epilogue, first_row, first_column);
-  add_pieces<Config::kStages>(
-      conv.pieces_of_columns(first_column), load, add, [&] { tile_epilogue.fetch(); });
+  const auto meanwhile = [&] {
+    block_taps.find(conv, first_row, 0);
+    __syncthreads();
+    tap_rows.read(0);
+    tap_rows.at(tap, window, rows);
+    tile_epilogue.fetch();
+  };
+  add_pieces<Config::kStages, /*kAddFirst=*/true>(conv.pieces_of_columns(first_column), load, add, meanwhile);
   tile_epilogue.finish(products, shared);
 }
 
