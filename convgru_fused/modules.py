@@ -235,8 +235,13 @@ class ConvGRU(_ConvGRUBase):
             dtype=first.dtype,
             **options,  # type: ignore[arg-type]
         )
+        if conv.num_layers > 1 or conv.bidirectional:
+            raise ValueError(
+                "options: expected one layer and direction, "
+                f"got num_layers={conv.num_layers}, bidirectional={conv.bidirectional}"
+            )
         conv.load_state_dict({f"{name}_l0": value for name, value in cell.state_dict().items()})
-        return conv
+        return conv.train(cell.training)
 
 
 class ConvGRUCell(_ConvGRUBase):
@@ -311,13 +316,21 @@ class ConvGRUCell(_ConvGRUBase):
             raise ValueError(f"concat: expected 'xh' or 'hx', got {concat!r}")
         if update_gate not in ("new", "old"):
             raise ValueError(f"update_gate: expected 'new' or 'old', got {update_gate!r}")
-        if (gates is None) == (reset is None or update is None):
-            raise ValueError("gates: expected either gates, or reset and update; got both or neither")
+        given = [conv is not None for conv in (gates, reset, update)]
+        if given not in ([True, False, False], [False, True, True]):
+            names = [name for name, there in zip(("gates", "reset", "update"), given, strict=True) if there]
+            raise ValueError(
+                f"gates: expected either gates, or reset and update; got {' and '.join(names) or 'none'}"
+            )
         if gates is not None and gate_order not in ("rz", "zr"):
             raise ValueError(f"gate_order: expected 'rz' or 'zr' with gates, got {gate_order!r}")
         _check_type("candidate", candidate)
         K = candidate.out_channels
         C = candidate.in_channels - K
+        if C < 1:
+            raise ValueError(
+                f"candidate: expected more in_channels than its {K} out_channels, got {candidate.in_channels}"
+            )
         for name, conv, channels in (
             ("candidate", candidate, K),
             ("gates", gates, 2 * K),

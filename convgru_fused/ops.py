@@ -121,8 +121,9 @@ def _conv_gru_setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Ten
     *tensors, variant, reverse, fast, _save_gates = inputs
     states, gates = output
     # The inputs are the caller's own tensors, kept for the weight gradient and for double backward; ours are
-    # the gates.
-    ctx.save_for_backward(*tensors, states, gates)
+    # the gates. The gradient depends on the states between steps: on none of a single step, whose output may
+    # then be changed in place.
+    ctx.save_for_backward(*tensors, states if states.size(0) != 1 else None, gates)
     ctx.options = (variant, reverse, fast)
     ctx.mark_non_differentiable(gates)
     ctx.set_materialize_grads(False)
@@ -131,13 +132,14 @@ def _conv_gru_setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Ten
 def _conv_gru_autograd(
     operators: Operators, ctx: Any, grad_output: Tensor | None, _grad_gates: None
 ) -> tuple[Tensor | None, ...]:
-    saved = ctx.saved_tensors  # once: a checkpoint recomputes them for the first to ask
-    # For every tensor but states and gates, and for variant, reverse, fast, save_gates.
-    nothing = (None,) * (len(saved) - 2 + 4)
+    *saved, states, gates = ctx.saved_tensors  # once: a checkpoint recomputes them for the first to ask
+    # For every tensor, and for variant, reverse, fast, save_gates.
+    nothing = (None,) * (len(saved) + 4)
     if grad_output is None:
         return nothing
     mask = list(ctx.needs_input_grad[:NUM_DIFFERENTIABLE])
-    gradients = operators.call_backward(grad_output, *saved, *ctx.options, mask)
+    states = grad_output if states is None else states  # any of its shape
+    gradients = operators.call_backward(grad_output, *saved, states, gates, *ctx.options, mask)
     needed = tuple(gradient if keep else None for gradient, keep in zip(gradients, mask, strict=True))
     return needed + nothing[NUM_DIFFERENTIABLE:]
 

@@ -144,7 +144,6 @@ REFUSED = [
     (dict(update_gate="z"), ValueError, "update_gate: expected 'new' or 'old', got 'z'"),
     (dict(gate_order=None), ValueError, "gate_order: expected 'rz' or 'zr' with gates, got None"),
     (dict(gate_order="rzn"), ValueError, "gate_order: expected 'rz' or 'zr' with gates, got 'rzn'"),
-    (dict(gates=None), ValueError, "gates: expected either gates, or reset and update; got both or neithe"),
     (dict(gates=nn.Linear(2, 2)), TypeError, "gates: expected a torch.nn.Conv2d, got Linea"),
     (dict(gates=Subclass(C + K, 2 * K, 3)), TypeError, "gates: expected a torch.nn.Conv2d, got Subclass"),
     (
@@ -213,14 +212,38 @@ def test_from_convs_refuses_what_is_no_such_cell(changes, error, words):
         ConvGRUCell.from_convs(**convs(**changes))
 
 
-def test_from_convs_refuses_gates_given_twice():
-    reset, update = (nn.Conv2d(C + K, K, 3, padding=1) for _ in range(2))
-    with pytest.raises(
-        ValueError, match="gates: expected either gates, or reset and update; got both or neither"
-    ):
-        ConvGRUCell.from_convs(**convs(reset=reset, update=update))
-    with pytest.raises(ValueError, match="gates: expected either gates, or reset and update"):
-        ConvGRUCell.from_convs(**convs(gates=None, reset=reset))
+@pytest.mark.parametrize(
+    ("given", "got"),
+    [
+        (("gates", "reset", "update"), "gates and reset and update"),
+        (("gates", "reset"), "gates and reset"),
+        (("update",), "update"),
+        ((), "none"),
+    ],
+    ids=str,
+)
+def test_from_convs_refuses_gates_given_twice_or_half(given, got):
+    joint, half = (nn.Conv2d(C + K, channels, 3, padding=1) for channels in (2 * K, K))
+    changes = {"gates": None} | {name: joint if name == "gates" else half for name in given}
+    words = f"gates: expected either gates, or reset and update; got {got}"
+    with pytest.raises(ValueError, match=f"^{words}$"):
+        ConvGRUCell.from_convs(**convs(**changes))
+
+
+def test_from_convs_refuses_a_candidate_without_input():
+    words = f"candidate: expected more in_channels than its {K} out_channels, got {K}"
+    with pytest.raises(ValueError, match=words):
+        ConvGRUCell.from_convs(**convs(candidate=nn.Conv2d(K, K, 3, padding=1)))
+
+
+@pytest.mark.parametrize("options", [{"num_layers": 2}, {"bidirectional": True}], ids=str)
+def test_from_cell_refuses_more_than_a_layer(options):
+    with pytest.raises(ValueError, match="options: expected one layer and direction, got num_layers="):
+        ConvGRU.from_cell(ConvGRUCell(C, K), **options)
+
+
+def test_from_cell_keeps_the_mode():
+    assert not ConvGRU.from_cell(ConvGRUCell(C, K).eval()).training
 
 
 def test_from_cell(backend):

@@ -350,3 +350,19 @@ def test_activation_checkpoint(backend):
         gradients.append(torch.autograd.grad(output.square().sum(), [x, *gru.parameters()]))
     for a, b in zip(*gradients, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_the_output_of_a_single_step_may_be_changed_in_place(backend, recompute):
+    """As a cell's often is, by a ReLU. No gradient needs it: a state that steps share would be needed."""
+    gru = ConvGRU(3, 4, recompute=recompute, dtype=torch.float64)
+    x, h = torch.randn(1, 2, 3, 5, 6, dtype=torch.float64), torch.randn(1, 2, 4, 5, 6, dtype=torch.float64)
+    found = []
+    for change in (torch.Tensor.relu, torch.Tensor.relu_):
+        gru.zero_grad()
+        change(gru(x, h)[0]).square().sum().backward()
+        found.append([parameter.grad.clone() for parameter in gru.parameters()])
+    for gradient, expected in zip(*reversed(found), strict=True):
+        assert torch.equal(gradient, expected)
+    cell = ConvGRUCell(3, 4)
+    cell(torch.randn(2, 3, 5, 6), torch.randn(2, 4, 5, 6)).relu_().sum().backward()
