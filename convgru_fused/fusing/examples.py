@@ -77,7 +77,7 @@ def observe(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
 
     with ExitStack() as hooks:
         for path, child in submodules_of(model):
-            if not is_builtin(child):
+            if not is_builtin(child) and not isinstance(child, torch.jit.ScriptModule):
                 handles = (
                     child.register_forward_pre_hook(before(path), with_kwargs=True, prepend=True),
                     child.register_forward_hook(after),

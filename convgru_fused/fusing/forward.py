@@ -198,7 +198,7 @@ def _kind(tree: Any) -> object:
         return (type(tree), *map(_kind, tree))
     if isinstance(tree, dict):
         return (dict, *((key, _kind(value)) for key, value in tree.items()))
-    return tree
+    return (type(tree), tree)  # True is no 1
 
 
 def _outline(tree: Any) -> object:
@@ -209,4 +209,4 @@ def _outline(tree: Any) -> object:
         return tuple(_outline(item) for item in tree)
     if isinstance(tree, dict):
         return tuple((key, _outline(value)) for key, value in tree.items())
-    return tree
+    return (type(tree), tree)

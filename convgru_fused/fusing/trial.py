@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import random
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import Enum
 from types import ModuleType
 from typing import Any
 
@@ -41,6 +43,11 @@ from .recording import (
 from .rolling import roll
 from .values import Image
 
+# Types of arguments that say all by their value.
+CONSTANTS = (
+    *(type(None), bool, int, float, complex, str, bytes, Enum),
+    *(torch.dtype, torch.device, torch.layout, torch.memory_format),
+)
 MOST_CALLS = 48  # of operators around the steps; DROID-SLAM's cell has some twenty
 
 
@@ -107,11 +114,24 @@ class Example:
     def changed(self, change: Callable[[TensorLike], TensorLike]) -> Example:
         return Example(mapped(self.args, TensorLike, change), mapped(self.kwargs, TensorLike, change))
 
+    def objects(self) -> Iterator[Any]:
+        """What is no tensor and no constant, in lists, tuples and dicts too."""
+        leaves = (leaf for tree in (self.args, self.kwargs) for leaf in _leaves(tree))
+        return (leaf for leaf in leaves if not isinstance(leaf, (TensorLike, *CONSTANTS)))
+
     def make(self, seed: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
         generator = torch.Generator().manual_seed(seed)
         return tuple(
             mapped(tree, TensorLike, lambda like: like.make(generator)) for tree in (self.args, self.kwargs)
         )  # type: ignore[return-value]
+
+
+def _leaves(tree: Any) -> Iterator[Any]:
+    if isinstance(tree, (dict, list, tuple)):
+        for item in tree.values() if isinstance(tree, dict) else tree:
+            yield from _leaves(item)
+    else:
+        yield tree
 
 
 def mapped(tree: Any, kind: type, function: Callable[[Any], Any]) -> Any:
@@ -191,8 +211,12 @@ def attribute_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 def apart() -> Iterator[None]:
     """For runs that the caller is not to notice: no numbers drawn of theirs, nothing saved by their hooks."""
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    state = random.getstate()
     with torch.random.fork_rng(devices), torch.autograd.graph.saved_tensors_hooks(_itself, _itself):
-        yield
+        try:
+            yield
+        finally:
+            random.setstate(state)
 
 
 def _itself(tensor: Tensor) -> Tensor:
@@ -237,9 +261,9 @@ def hooked_inside(module: nn.Module) -> str:
 
 
 def looks_recurrent(module: nn.Module) -> bool:
-    """Whether its code speaks of what a GRU's does."""
-    code = getattr(type(module).forward, "__code__", None)
-    return code is not None and {"sigmoid", "tanh"} <= set(code.co_names)
+    """Whether its code, or what it inherits, speaks of what a GRU's does."""
+    codes = (getattr(vars(cls).get("forward"), "__code__", None) for cls in type(module).__mro__)
+    return any({"sigmoid", "tanh"} <= set(code.co_names) for code in codes if code is not None)
 
 
 def learn(module: nn.Module, example: Example) -> Formula:
@@ -253,6 +277,9 @@ def learn(module: nn.Module, example: Example) -> Formula:
     with torch.inference_mode(False), torch.set_grad_enabled(torch.is_grad_enabled()):
         if hooked:
             reason = f"a hook on its submodule {hooked!r}, which would not be called"
+            raise Refused(reason, looks_recurrent(module))
+        for value in example.objects():
+            reason = f"an argument is a {type(value).__name__}, which may change unseen"
             raise Refused(reason, looks_recurrent(module))
         args, kwargs = example.make(0)
         return _formula(copied(module), args, kwargs)
@@ -280,13 +307,17 @@ def _formula(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -
         for name, tensor in arguments_of(args, kwargs):
             recorder.add_leaf(name, tensor)
         before, held = _attributes(module), _held(module)
+        state = random.getstate()
         with SeeDetach(recorder), recorder:
             result = module.forward(*args, **kwargs)
+        draws = random.getstate() != state
     like_a_cell = {"tanh", "convolution"} <= recording.functions and bool(
         {"sigmoid", "hardsigmoid"} & recording.functions
     )
     if held != _held(module):
         recording.refusal = recording.refusal or "its forward exchanges a parameter or buffer"
+    if draws:
+        raise Refused("it draws random numbers of Python's", like_a_cell)
     if recording.depends_on_values:
         raise Refused("its control flow depends on values of tensors", like_a_cell)
     if recording.refusal:
@@ -296,6 +327,10 @@ def _formula(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -
         if isinstance(tree, Tensor):
             value, name = recorder.get(tree), recorder.name(tree)
             cell = matched(value.channels, tree, recording, at_end=True) if isinstance(value, Image) else None
+            for made in recording.instructions:
+                # A sum with zeros, of a state that is absent, may have another type all the same.
+                if isinstance(made, Step) and made.output == name and made.dtype != tree.dtype:
+                    cell = made.cell
             if cell is None:
                 return name
             step = Step(cell, recorder.new("step"), tree.dtype)

@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+import random
 
 import pytest
 import torch
@@ -385,6 +386,22 @@ def test_autocast_keeps_types():
         assert torch.equal(actual, again)
 
 
+class FirstStep(RaftOrder):
+    def forward(self, x):
+        return super().forward(x.new_zeros(x.size(0), K, *x.shape[-2:]), x)
+
+
+def test_autocast_keeps_the_type_of_a_state_that_is_absent(counted):
+    cell = FirstStep()
+    fused = copy.deepcopy(cell)
+    x = torch.randn(N, C, H, W)
+    fuse(fused)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected, actual = cell(x), fused(x)
+    assert counted and actual.dtype == expected.dtype == torch.float32
+    torch.testing.assert_close(actual, expected, rtol=0.03, atol=0.03)
+
+
 def test_autocast_is_fused(counted):
     cell = RaftOrder()
     h, x = torch.randn(N, K, H, W), torch.randn(N, C, H, W)
@@ -675,6 +692,59 @@ def test_many_kinds_of_calls(pair, monkeypatch):
         x = frames(size=(size, 4))
         assert_equal(pair[1](x), pair[0](x))
     assert len(pair[1].cell.forward.plans) == 3
+
+
+class Scaled(RaftOrder):
+    def forward(self, h, x, config):
+        return super().forward(h, x * config.scale)
+
+
+def test_an_argument_that_may_change_unseen():
+    class Config:
+        scale = 1.0
+
+    cell = Scaled().double()
+    h, x = (torch.randn(N, channels, H, W, dtype=torch.float64) for channels in (K, C))
+    (refused,) = fuse(cell, (h, x, Config())).skipped
+    assert refused.reason == "an argument is a Config, which may change unseen"
+
+
+class ByType(RaftOrder):
+    def forward(self, h, x, mode=True):
+        y = super().forward(h, x)
+        return y * 2 if mode is True else y * 3 if isinstance(mode, float) else y * 5
+
+
+def test_equal_arguments_of_different_types():
+    cell = ByType().double()
+    h, x = (torch.randn(N, channels, H, W, dtype=torch.float64) for channels in (K, C))
+    expected = [cell(h, x, mode) for mode in (True, 1, 1.0)]
+    assert fuse(cell, (h, x)).replaced
+    assert_equal([cell(h, x, mode) for mode in (True, 1, 1.0)], expected)
+
+
+class Lucky(RaftOrder):
+    def forward(self, h, x):
+        return h if self.training and random.random() < 0.01 else super().forward(h, x)
+
+
+def test_random_numbers_of_python():
+    cell = Lucky().double()
+    state = random.getstate()
+    (refused,) = fuse(cell).skipped
+    assert refused.reason == "it draws random numbers of Python's"
+    assert random.getstate() == state
+
+
+@pytest.mark.parametrize("example", [False, True])
+def test_a_scripted_module_beside_a_cell(example):
+    model = Tower()
+    model.head = torch.jit.script(model.head)
+    model.double()
+    expected = model(x := frames())
+    report = fuse(model, *([(x,)] if example else []))
+    assert [r.path for r in report.replaced] == ["cell"]
+    assert_equal(model(x), expected)
 
 
 def test_distributed_data_parallel(run_python):
