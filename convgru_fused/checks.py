@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 
@@ -38,6 +39,20 @@ def check_choice(name: str, value: Any, choices: Collection[str]) -> str:
     if value not in choices:
         raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}")
     return value
+
+
+def check_device(name: str, value: str) -> torch.device:
+    """The name of a device that is there."""
+    expected = f"{name}: expected cpu, cuda or cuda:N, got {value!r}"
+    try:
+        device = torch.device(value)
+    except RuntimeError:
+        raise ValueError(expected) from None
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(expected)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"{name}: expected one that is there, got {value} without a usable CUDA")
+    return device
 
 
 def check_blocks(value: Any) -> list[tuple[int, ...]]:

@@ -66,8 +66,20 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command; returns the exit status: 0, 2 for bad arguments, 130 if interrupted."""
+    """Runs a command; returns the exit status: 0, 2 for bad arguments and files that cannot be read or
+    written, 130 if interrupted; what a command has beside these, it says itself."""
     args = _parser().parse_args(argv)
+    try:
+        return _run(args)
+    except OSError as error:
+        print(f"convgru-fused: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("convgru-fused: interrupted", file=sys.stderr)
+        return 130
+
+
+def _run(args: argparse.Namespace) -> int:
     if args.command == "info":
         print(info())
         return 0

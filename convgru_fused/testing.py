@@ -13,8 +13,8 @@ prints them beside it.
 
 from __future__ import annotations
 
+import argparse
 import math
-import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import astuple, dataclass, fields
@@ -27,6 +27,7 @@ from torch import Tensor
 
 from . import eager
 from .backends import BACKENDS, Problem
+from .checks import check_choice, check_device
 from .eager import Gradients
 
 __all__ = [
@@ -481,6 +482,8 @@ def _measure_sample(
 def main(device: str = "cpu", *names: str) -> None:
     """Prints the largest errors over all samples, by dtype, quantity and backend (these, or all), and the
     table's bounds."""
+    for name in names:
+        check_choice("backend", name, BACKENDS)
     Runner = Callable[[Sample, torch.dtype], tuple[Tensor, Gradients]]
     print(f"{'':18} {'':8}", *(f"{field.name:>12}" for field in fields(Errors)))
     for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
@@ -506,4 +509,12 @@ def main(device: str = "cpu", *names: str) -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)  # the problems are small: more threads would wait for each other
     torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
-    main(*sys.argv[1:])
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("device", nargs="?", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
+    parser.add_argument("names", nargs="*", metavar="backend", help="(default: all)")
+    given = parser.parse_args()
+    try:
+        check_device("device", given.device)
+        main(given.device, *given.names)
+    except ValueError as error:
+        parser.error(str(error))

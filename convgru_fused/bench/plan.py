@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from .. import numerics
+from ..checks import check_device
 from . import contenders, ours, timing
 from .clips import Clips, default_video, read_clips
 from .contenders import Contender
@@ -99,12 +100,8 @@ def _settings(args: argparse.Namespace) -> Settings:
     peers = args.peers
     if peers is None:
         peers = tuple(contenders.PEERS) if full else contenders.QUICK_PEERS
-    try:
-        device = torch.device(args.device)
-    except RuntimeError:
-        raise ValueError(f"--device: expected cpu, cuda or cuda:N, got {args.device!r}") from None
     return Settings(
-        device=device,
+        device=check_device("--device", args.device),
         dtype=getattr(torch, args.dtype),
         variant=args.variant,
         modes=MODES if args.mode == "both" else (args.mode,),

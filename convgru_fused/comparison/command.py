@@ -9,7 +9,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from convgru_fused.checks import check_int
+from convgru_fused.checks import check_device, check_int, check_number
 
 if TYPE_CHECKING:
     from convgru_fused.training.engine import Result, Run
@@ -64,9 +64,14 @@ def run(args: argparse.Namespace) -> int:
             folder = args.out or args.records.parent
         else:
             check_int("--jobs", args.jobs)
+            check_device("--device", args.device)
+            if args.minutes is not None:
+                check_number("--minutes", args.minutes, 0)
             file = args.config or plan_file(args.preset)
             folder = args.out or Path("runs") / f"compare-{file.stem}"
-            document, failed = _compare(read(file), folder, args)
+            plan = read(file)
+            folder.mkdir(parents=True, exist_ok=True)
+            document, failed = _compare(plan, folder, args)
             document.save(folder / RECORDS)
     except (TypeError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)

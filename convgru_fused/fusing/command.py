@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from .examples import described
 from .search import fuse
 
 EXIT_OK, EXIT_NONE, EXIT_USAGE = 0, 1, 2
@@ -34,13 +35,22 @@ def run(args: argparse.Namespace) -> int:
     """Runs the command and returns its exit status: 0; 1 if nothing was replaced; 2 for a bad request, told
     in one line on standard error."""
     try:
-        model, inputs, kwargs = _model_of(_factory(args.factory)())
+        model, inputs, kwargs = _model_of(_made(args.factory))
         report = fuse(model, inputs, kwargs, verify=not args.no_verify, benchmark=args.benchmark)
     except (TypeError, ValueError) as error:
         print(f"fuse: {error}", file=sys.stderr)
         return EXIT_USAGE
     print(json.dumps(report.as_dict(), indent=1) if args.json else report)
     return EXIT_OK if report.replaced else EXIT_NONE
+
+
+def _made(text: str) -> Any:
+    """What the factory makes."""
+    factory = _factory(text)
+    try:
+        return factory()
+    except Exception as error:
+        raise ValueError(f"{text!r} raised {described(error)}") from None
 
 
 def _factory(text: str) -> Callable[[], Any]:
@@ -52,8 +62,8 @@ def _factory(text: str) -> Callable[[], Any]:
         found: Any = importlib.import_module(module)
         for name in path.split("."):
             found = getattr(found, name)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"{text!r}: {error}") from None
+    except Exception as error:  # whatever code the module has
+        raise ValueError(f"{text!r}: {described(error)}") from None
     if not callable(found):
         raise TypeError(f"{text!r}: expected something to call, got {type(found).__name__}")
     return found

@@ -8,6 +8,7 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..checks import check_device, check_int
 from .catalogue import FAMILIES, LAYOUTS, TASKS
 
 if TYPE_CHECKING:
@@ -65,6 +66,8 @@ def run(args: argparse.Namespace) -> int:
     from .processes import joined
 
     try:
+        check_int("--save-every", args.save_every)
+        device = check_device("--device", args.device)
         wanted = run_of(args)
         folder = args.out or Path("runs") / wanted.name
         log = _Log(folder / "tensorboard", wanted) if args.tensorboard else None
@@ -75,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
             if log is not None:
                 log.step(step, loss)
 
-        with joined(torch.device(args.device), args.fsdp) as (processes, device):
+        with joined(device, args.fsdp) as (processes, device):
             result = train(
                 wanted,
                 folder,
