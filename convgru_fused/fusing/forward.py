@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from types import CodeType
 from typing import Any
 
 import torch
@@ -43,6 +44,12 @@ class FusedForward(ReplacedForward):
         self.inside = [(child, dict(child._modules)) for _, child in submodules_of(module)]
         self.places = {path: child for path, child in submodules_of(module)}
         self.remembered: list[str] = []  # attributes that formulas read or set
+
+    @property
+    def __code__(self) -> CodeType:
+        """The module's own, where torch.export reads the names of the arguments."""
+        own = type(self.module).forward if self.previous is None else self.previous
+        return own.__code__
 
     def install(self) -> None:
         self.module.__dict__["forward"] = self

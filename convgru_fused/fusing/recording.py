@@ -173,6 +173,10 @@ class Recording:
     refusal: str = ""  # why nothing can be made of it
 
 
+def autocasting() -> set[str]:
+    return {device for device in ("cpu", "cuda") if torch.is_autocast_enabled(device)}
+
+
 class Recorder(TorchDispatchMode):
     """Follows the operators that run while it is entered.
 
@@ -185,7 +189,7 @@ class Recorder(TorchDispatchMode):
         self.recording = Recording()
         self.detaching = False
         # Whose conversions are none of the module's. Within them autocast says that it is off.
-        self.autocast = {device for device in ("cpu", "cuda") if torch.is_autocast_enabled(device)}
+        self.autocast = autocasting()
         self._matched = matched
         self._entries: dict[int, dict[tuple[object, ...], _Entry]] = {}
         self._storages: dict[int, StorageWeakRef] = {}  # whose address is not used again while it is here
@@ -431,6 +435,8 @@ class SeeDetach(TorchFunctionMode):
     ) -> Any:
         if func is Tensor.data.__get__:  # type: ignore[attr-defined]
             self._recorder.recording.refusal = "it takes the data of a tensor"
+        if autocasting() != self._recorder.autocast:
+            self._recorder.recording.refusal = "autocast is switched on or off inside it"
         if func not in (Tensor.detach, Tensor.detach_, torch.detach):
             return func(*args, **(kwargs or {}))
         before, self._recorder.detaching = self._recorder.detaching, True

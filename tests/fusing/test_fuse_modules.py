@@ -343,6 +343,17 @@ def test_export(pair):
     assert_equal(program.module()(x), pair[0](x))
 
 
+def test_export_of_the_cell_itself():
+    cell = RaftOrder().double()
+    h, x = (torch.randn(N, channels, H, W, dtype=torch.float64) for channels in (K, C))
+    expected = cell(h, x)
+    fuse(cell)
+    for strict in (False, True):
+        exported = torch.export.export(cell, (h, x), strict=strict)
+        assert "convgru_fused" in str(exported.graph)
+        assert_equal(exported.module()(h, x), expected)
+
+
 def test_trace(pair):
     x = frames()
     traced = torch.jit.trace(pair[1], x, check_trace=False)
@@ -400,6 +411,21 @@ def test_autocast_keeps_the_type_of_a_state_that_is_absent(counted):
         expected, actual = cell(x), fused(x)
     assert counted and actual.dtype == expected.dtype == torch.float32
     torch.testing.assert_close(actual, expected, rtol=0.03, atol=0.03)
+
+
+class WithoutAutocast(RaftOrder):
+    def forward(self, h, x):
+        with torch.autocast("cpu", enabled=False):
+            return super().forward(h, x)
+
+
+def test_autocast_switched_off_inside():
+    cell = WithoutAutocast()
+    h, x = torch.randn(N, K, H, W), torch.randn(N, C, H, W)
+    expected = cell(h, x)
+    assert fuse(cell).replaced
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(cell(h, x), expected)
 
 
 def test_autocast_is_fused(counted):
