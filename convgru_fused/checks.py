@@ -41,17 +41,16 @@ def check_choice(name: str, value: Any, choices: Collection[str]) -> str:
     return value
 
 
-def check_device(name: str, value: str) -> torch.device:
-    """The name of a device that is there."""
-    expected = f"{name}: expected cpu, cuda or cuda:N, got {value!r}"
+def check_device(name: str, value: str | torch.device) -> torch.device:
+    """A device that is there, or its name."""
     try:
         device = torch.device(value)
     except RuntimeError:
-        raise ValueError(expected) from None
+        raise ValueError(f"{name}: expected cpu, cuda or cuda:N, got {value!r}") from None
     if device.type not in ("cpu", "cuda"):
-        raise ValueError(expected)
+        raise ValueError(f"{name}: expected cpu or cuda, got {device}")
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"{name}: expected one that is there, got {value} without a usable CUDA")
+        raise ValueError(f"{name}: expected one that is there, got {device} without a usable CUDA")
     return device
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from ..checks import check_device
 from ..numerics import precision
 from . import timing
 from .check import Referee, worst
@@ -43,10 +44,7 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.device.type not in ("cpu", "cuda"):
-            raise ValueError(f"device: expected cpu or cuda, got {self.device}")
-        if self.device.type == "cuda" and not torch.cuda.is_available():
-            raise ValueError(f"device: expected one that is there, got {self.device} without a usable CUDA")
+        check_device("device", self.device)
         if self.tf32 and (self.device.type != "cuda" or self.dtype != torch.float32):
             raise ValueError(f"tf32: expected float32 on a GPU, got {self.dtype} on {self.device.type}")
         unknown = [mode for mode in self.modes if mode not in MODES]
