@@ -52,10 +52,10 @@ run_profile() {
     $PYTHON benchmarks/gpu_kernels.py gru_rcn_pool3,gru_rcn_stream,matting_coarse,tiny --mode $mode --contenders cuda
   done
 }
-# What a kernel of a sequence, and one of a convolution, spend their cycles on.
+# What kernels of a sequence, and one of a convolution, spend their cycles on.
 run_ncu() {
   local of
-  for of in sequence_kernel:gru_rcn_stream convolve_kernel:matting_coarse; do
+  for of in sequence_kernel:gru_rcn_stream sequence_kernel:matting_coarse convolve_window_kernel:matting_hd; do
     ncu --set full --kernel-name regex:${of%:*} --launch-count 1 --clock-control none $PYTHON benchmarks/gpu_kernels.py \
       ${of#*:} --contenders cuda --only-run
   done

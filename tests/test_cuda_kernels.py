@@ -248,31 +248,33 @@ def test_the_same_bits_whoever_goes_first(backend, dtype, sample):
     ids=str,
 )
 def test_one_kernel_for_the_sequence_or_many(library, backend, dtype, sample):
-    """The same bits for any number of blocks; from one kernel or many too, but on the matrix units, where one
-    kernel splits the depth of the products."""
+    """From one kernel or many the same bits, but on the matrix units, where one kernel splits the depth of
+    the products; there the same whoever goes first."""
     row_tiles = -(-sample.N * sample.H * sample.W // 64)
-    narrow, wide = -(-sample.K // 32), -(-2 * sample.K // 32)  # tiles of K and of 2K columns
-    tiles = (-(-sample.K // 16), narrow) if sample.variant == "cudnn" else (wide + narrow, 2 * narrow)
+    widest = 16 if dtype == torch.float32 else 32  # tiles of K columns
+    tiles = [-(-sample.K // widest)] * 2  # side by side, forward and backward
+    if sample.variant == "cudnn":
+        tiles[0] = -(-sample.K // 16)
 
-    def run_with(resident_blocks):
+    def run_with(resident_blocks, seed=0):
         before = library.cuda_on_host_cooperative_launches()
-        output, gradients = run(backend(resident_blocks=resident_blocks), sample, dtype)
+        output, gradients = run(backend(seed, resident_blocks=resident_blocks), sample, dtype)
         return output, gradients, library.cuda_on_host_cooperative_launches() - before
 
-    expected_output, expected_gradients, launches = run_with(0)
+    by_kernels, gradients_by_kernels, launches = run_with(0)
     assert launches == 0
-    if dtype != torch.float32:
-        expected_output, expected_gradients, launches = run_with(row_tiles * max(tiles))
-        assert launches == 2
-        assert_close_to_reference(expected_output, reference(sample, dtype)[0])
-        assert_gradients_close(expected_gradients, reference(sample, dtype)[1])
-    for blocks in (max(tiles), 2 * max(tiles), row_tiles * max(tiles)):
+    for blocks in (1, 2, 3 * max(tiles), row_tiles * max(tiles)):
         output, gradients, launches = run_with(blocks)
-        if dtype == torch.float32 or launches == 2:
-            assert torch.equal(output, expected_output)
-            assert_same_bits(gradients, expected_gradients)
+        if dtype == torch.float32:
+            expected_output, expected_gradients = by_kernels, gradients_by_kernels
+        else:
+            assert_close_to_reference(output, reference(sample, dtype)[0])
+            assert_gradients_close(gradients, reference(sample, dtype)[1])
+            expected_output, expected_gradients, _ = run_with(blocks, seed=1)
+        assert torch.equal(output, expected_output)
+        assert_same_bits(gradients, expected_gradients)
         if sample.kernel != (7, 7):  # whose weights are too many for shared memory
-            assert launches == sum(row_tiles <= 2 * (blocks // across) for across in tiles)
+            assert launches == sum(row_tiles <= 4 * (blocks // across) for across in tiles)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -300,6 +302,18 @@ def test_one_kernel_for_a_single_step_forward(library, backend, dtype, options):
         assert torch.equal(*outputs)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("resident_blocks", "width", "launches"), [(24, 9, 2), (3, 9, 2), (2, 40, 1)])
+def test_one_kernel_for_a_single_step_backwards(library, backend, dtype, resident_blocks, width, launches):
+    """Unless its blocks have many tiles."""
+    sample = Sample("one", T=1, N=1, C=8, K=16, H=5, W=width, hx=True)
+    before = library.cuda_on_host_cooperative_launches()
+    output, gradients = run(backend(resident_blocks=resident_blocks), sample, dtype)
+    assert library.cuda_on_host_cooperative_launches() == before + launches
+    assert_close_to_reference(output, reference(sample, dtype)[0])
+    assert_gradients_close(gradients, reference(sample, dtype)[1])
+
+
 @pytest.mark.parametrize("options", [{"hx": False}, {"hx": True, "variant": "cudnn"}], ids=str)
 def test_a_single_step_with_too_few_convolutions_for_one_kernel(library, backend, options):
     sample = Sample("one", T=1, N=2, C=8, K=3, H=5, W=9, **options)
@@ -311,7 +325,15 @@ def test_a_single_step_with_too_few_convolutions_for_one_kernel(library, backend
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({}, "one kernel, 3 blocks of 256 threads, 6 stages, "),
+        ({}, "one kernel, 4 blocks of 256 threads, tiles of 16 and 8 columns, 1 stages, "),
+        (
+            {"resident_blocks": 2},
+            "one kernel, 2 blocks of 256 threads, tiles of 32 and 16 columns, 1 stages, ",
+        ),
+        (
+            {"resident_blocks": 1},
+            "one kernel, 1 blocks of 256 threads, tiles of 64 and 32 columns, 1 stages, ",
+        ),
         ({"resident_blocks": 0}, "kernels for every step, convolutions by our own"),
         (
             {"resident_blocks": 0, "by_library": True},
@@ -401,14 +423,37 @@ def test_a_cache_that_cannot_be_written(backend, autotune, capfd):
     assert f"convgru_fused: cannot write {file}" in capfd.readouterr().err
 
 
-def test_one_kernel_whose_weights_leave_little_room(library, backend):
-    """A shorter ring of pixels."""
-    sample = Sample("wide", T=2, N=1, C=4, K=256, H=2, W=20)
-    before = library.cuda_on_host_cooperative_launches()
+def test_one_kernel_whose_weights_leave_little_room(library, backend, monkeypatch, capfd):
+    """For windows of some channels at a time."""
+    monkeypatch.setenv("CONVGRU_FUSED_VERBOSE", "1")
+    sample = Sample("wide", T=2, N=1, C=4, K=256, H=1, W=70)
     args = sample.arguments(torch.bfloat16)
-    output = BACKENDS[backend()].conv_gru(*args, save_gates=False)
-    assert library.cuda_on_host_cooperative_launches() == before + 1
+    output = BACKENDS[backend(resident_blocks=64)].conv_gru(*args, save_gates=False)
+    assert (
+        "one kernel, 64 blocks of 256 threads, tiles of 16 and 8 columns, 3 stages" in capfd.readouterr().err
+    )
     assert_close_to_reference(output, reference(sample, torch.bfloat16)[0])
+
+
+@pytest.mark.parametrize("tf32", [False, True], ids=["bfloat16", "tf32"])
+@pytest.mark.parametrize("variant", SMOOTH_VARIANTS)
+@pytest.mark.parametrize("resident_blocks", [1, 2, 4])
+@pytest.mark.parametrize(
+    ("size", "kernel"), [((15, 16), (3, 3)), ((2, 100), (5, 1)), ((3, 71), (1, 7))], ids=str
+)
+def test_one_kernel_of_few_blocks(library, backend, variant, tf32, resident_blocks, size, kernel):
+    """Each with tiles of all widths, and some tiles one after the other."""
+    dtype = torch.float32 if tf32 else torch.bfloat16
+    H, W = size
+    sample = Sample("few", T=2, N=1, C=5, K=20, H=H, W=W, kernel=kernel, variant=variant, hx=True)
+    before = library.cuda_on_host_cooperative_launches()
+    output, gradients = run(backend(resident_blocks=resident_blocks, tf32=tf32), sample, dtype)
+    expected = 1 if variant == "cudnn" and resident_blocks == 1 else 2
+    assert library.cuda_on_host_cooperative_launches() == before + expected
+    expected_output, expected_gradients = reference(sample, dtype)
+    as_precise = torch.float16 if tf32 else dtype
+    assert_close_to_reference(output, expected_output, tolerance=TOLERANCES[as_precise, "output"])
+    assert_gradients_close(gradients, expected_gradients, tolerance=TOLERANCES[as_precise, "gradients"])
 
 
 @pytest.mark.parametrize("tf32", [False, True], ids=["bfloat16", "tf32"])

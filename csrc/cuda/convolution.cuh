@@ -45,31 +45,34 @@ template <class T, class Config>
 class WeightLoader {
  public:
   CONVGRU_DEVICE WeightLoader(const Convolution<T>& conv, int first_column)
-      : step_(int64_t{kDepth<T>} * conv.columns) {
+      : step_(in_register(int64_t{kDepth<T>} * conv.columns)),
+        to_(in_register(row() * Config::kStrideB + column())) {
 #pragma unroll
     for (int i = 0; i < kChunks; ++i)
-      from_[i] = conv.packed + first_column + int64_t{row(i)} * conv.columns + column(i);
+      from_[i] = conv.packed + first_column + int64_t{row() + i * kDown} * conv.columns + column();
   }
 
   // Starts to copy the next ones.
   CONVGRU_DEVICE void load_next(T* to) {
 #pragma unroll
     for (int i = 0; i < kChunks; ++i) {
-      if (kCount % Config::kThreads == 0 || chunk(i) < kCount)
-        copy_async<kCopyBytes>(to + row(i) * Config::kStrideB + column(i), from_[i]);
+      if ((Config::kThreads % kAcross == 0 || row() < kDown) &&
+          (kDepth<T> % kDown == 0 || row() + i * kDown < kDepth<T>))
+        copy_async<kCopyBytes>(to + to_ + i * kDown * Config::kStrideB, from_[i]);
       from_[i] += step_;
     }
   }
 
  private:
-  static constexpr int kAcross = Config::kTileColumns / kVector<T>, kCount = kDepth<T> * kAcross;
-  static constexpr int kChunks = (kCount + Config::kThreads - 1) / Config::kThreads;
+  // Neighbouring threads have the columns of a row, all that fit those of kDown rows.
+  static constexpr int kAcross = Config::kTileColumns / kVector<T>, kDown = Config::kThreads / kAcross;
+  static constexpr int kChunks = (kDepth<T> + kDown - 1) / kDown;
 
-  CONVGRU_DEVICE static int chunk(int i) { return threadIdx.x + i * Config::kThreads; }
-  CONVGRU_DEVICE static int row(int i) { return chunk(i) / kAcross; }
-  CONVGRU_DEVICE static int column(int i) { return chunk(i) % kAcross * kVector<T>; }
+  CONVGRU_DEVICE static int row() { return threadIdx.x / kAcross; }
+  CONVGRU_DEVICE static int column() { return threadIdx.x % kAcross * kVector<T>; }
 
   int64_t step_;
+  int to_;
   const T* from_[kChunks];
 };
 
@@ -222,6 +225,8 @@ class TileEpilogue {
   // Starts to read what does not depend on the sums.
   CONVGRU_DEVICE void fetch() {
     if (!in_vectors_) return;
+    const int channel = first_channel_ + channel_of<kVector<T>>(0);
+    if (channel < channels_) constants_.fetch(epilogue_, channel);
 #pragma unroll
     for (int j = 0; j < kAhead; ++j) fetch_one(j, operands_[j]);
   }
@@ -229,13 +234,27 @@ class TileEpilogue {
   CONVGRU_DEVICE void finish(const typename Config::Products& products, void* shared) const {
     A* const sums = static_cast<A*>(shared);
     products.store(sums + Config::Products::share() * Config::kSumsOfShare, Config::kSumsStride);
-    __syncthreads();
-    if (in_vectors_) {
+    if (!in_vectors_) {
+      __syncthreads();
+      for (int j = 0; j < kVectors * kVector<T>; ++j) fetch_and_finish_one(j, sums);
+      return;
+    }
+    Operands<Epilogue, kVector<T>> others[kAhead];
+    const auto fetch_others = [&](int first) {
 #pragma unroll
-      for (int j = 0; j < kAhead; ++j) finish_one(j, sums, operands_[j]);
-      for (int j = kAhead; j < kVectors; ++j) fetch_and_finish_one<kVector<T>>(j, sums);
-    } else {
-      for (int j = 0; j < kVectors * kVector<T>; ++j) fetch_and_finish_one<1>(j, sums);
+      for (int j = 0; j < kAhead; ++j)
+        if (first + j < kVectors) fetch_one(first + j, others[j]);
+    };
+    fetch_others(kAhead);
+    __syncthreads();
+#pragma unroll
+    for (int j = 0; j < kAhead; ++j) finish_one(j, sums, constants_, operands_[j]);
+#pragma unroll
+    for (int first = kAhead; first < kVectors; first += kAhead) {
+      if (first > kAhead) fetch_others(first);
+#pragma unroll
+      for (int j = 0; j < kAhead; ++j)
+        if (first + j < kVectors) finish_one(first + j, sums, constants_, others[j]);
     }
   }
 
@@ -245,7 +264,9 @@ class TileEpilogue {
   static constexpr int kChannels = Config::kTileColumns / kGates;  // of a tile
   static constexpr int kAllVectors = Config::kTileRows * kChannels / kVector<T>;
   static constexpr int kVectors = (kAllVectors + Config::kThreads - 1) / Config::kThreads;  // of a thread
-  // Of these so many are fetched before there are sums: 40 registers of them.
+  static_assert(Config::kThreads % (kChannels / kVector<T>) == 0);  // so that they have the same channels
+  // Of these so many are fetched at a time, in 40 registers: the first before there are sums, the next into
+  // the registers of the sums.
   static constexpr int kBytes = sizeof(Operands<Epilogue, kVector<T>>);
   static constexpr int kAhead = 160 / kBytes < kVectors ? 160 / kBytes : kVectors;
 
@@ -265,11 +286,14 @@ class TileEpilogue {
     if (row < rows_ && channel < channels_) operands.fetch(epilogue_, first_row_ + row, channel);
   }
 
-  template <int N>
+  // A channel by itself.
   CONVGRU_DEVICE void fetch_and_finish_one(int j, const A* sums) const {
-    Operands<Epilogue, N> operands;
+    Constants<Epilogue, 1> constants;
+    Operands<Epilogue, 1> operands;
+    const int channel = first_channel_ + channel_of<1>(j);
+    if (channel < channels_) constants.fetch(epilogue_, channel);
     fetch_one(j, operands);
-    finish_one(j, sums, operands);
+    finish_one(j, sums, constants, operands);
   }
 
   template <int N>
@@ -286,7 +310,9 @@ class TileEpilogue {
   }
 
   template <int N>
-  CONVGRU_DEVICE void finish_one(int j, const A* sums, const Operands<Epilogue, N>& operands) const {
+  CONVGRU_DEVICE void finish_one(
+      int j, const A* sums, const Constants<Epilogue, N>& constants,
+      const Operands<Epilogue, N>& operands) const {
     const int row = row_of<N>(j), channel = channel_of<N>(j);
     if (row >= rows_ || first_channel_ + channel >= channels_) return;
     const A* of_row = sums + row * Config::kSumsStride;
@@ -297,10 +323,10 @@ class TileEpilogue {
       read(c, of_group);
       read(z, of_group + kCudnnGroup);
       read(n, of_group + 2 * kCudnnGroup);
-      apply<N>(epilogue_, first_row_ + row, first_channel_ + channel, operands, c, z, n);
+      apply<N>(epilogue_, first_row_ + row, first_channel_ + channel, constants, operands, c, z, n);
     } else {
       read(c, of_row + channel);
-      apply<N>(epilogue_, first_row_ + row, first_channel_ + channel, operands, c);
+      apply<N>(epilogue_, first_row_ + row, first_channel_ + channel, constants, operands, c);
     }
   }
 
@@ -308,6 +334,7 @@ class TileEpilogue {
   int64_t first_row_;
   int first_channel_, channels_, rows_;
   bool in_vectors_;
+  Constants<Epilogue, kVector<T>> constants_;
   Operands<Epilogue, kVector<T>> operands_[kAhead];
 };
 
@@ -321,13 +348,16 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kResidentBlocks)
   const auto left = [&](int stage) { return stages + stage * Config::kStageElements; };
   const auto right = [&](int stage) { return left(stage) + Config::kTileRows * Config::kStrideA; };
   const auto load = [&](int, int stage) { loader.load_next(left(stage), right(stage)); };
-  typename Config::Products products;
+  using Products = typename Config::Products;
+  Products products;
+  const int left_offset = in_register(Products::row(0) * Config::kStrideA + Products::left_offset());
+  const int right_offset = in_register(Products::right_offset());
   const auto add = [&](int, int stage) {
-    const T* rows[Config::Products::kDown];
+    const T* rows[Products::kDown];
 #pragma unroll
-    for (int i = 0; i < Config::Products::kDown; ++i)
-      rows[i] = left(stage) + Config::Products::row(i) * Config::kStrideA;
-    products.add(rows, right(stage));
+    for (int i = 0; i < Products::kDown; ++i)
+      rows[i] = left(stage) + left_offset + (Products::row(i) - Products::row(0)) * Config::kStrideA;
+    products.add(rows, right(stage) + right_offset);
   };
   TileEpilogue<T, Config, Epilogue> tile_epilogue(conv, epilogue, first_row, first_column);
   add_pieces<Config::kStages>(loader.pieces(), load, add, [&] { tile_epilogue.fetch(); });
@@ -375,6 +405,10 @@ struct PlainConfig : PlainTile<T, kColumns> {
     CONVGRU_DEVICE static int row(int i) { return threadIdx.x / kThreadsAcross + i * kThreadsDown; }
     CONVGRU_DEVICE static int column(int j) { return threadIdx.x % kThreadsAcross + j * kThreadsAcross; }
 
+    // How far into each row, and into the weights, this thread's factors begin.
+    CONVGRU_DEVICE static int left_offset() { return 0; }
+    CONVGRU_DEVICE static int right_offset() { return 0; }
+
     // Adds the products of a piece of the depth. rows: where each row(i) of the input lies.
     CONVGRU_DEVICE void add(const T* const (&rows)[kDown], const T* b) {
 #pragma unroll
@@ -391,7 +425,7 @@ struct PlainConfig : PlainTile<T, kColumns> {
       }
     }
 
-    CONVGRU_DEVICE void add_step(const T* const (&rows)[kDown], const T* b, int) { add(rows, b); }
+    CONVGRU_DEVICE void add_step(const T* const (&rows)[kDown], const T* b) { add(rows, b); }
     CONVGRU_DEVICE void add_last() {}
 
     CONVGRU_DEVICE void store(A* sums, int stride) const {
@@ -410,9 +444,15 @@ struct MatrixShape {
   int warps = 8, warps_across = 2, shares = 1, stages = 6, blocks = 2;
 };
 
+// Rows of the weights of 8 columns, 16 bytes or 32, are on different banks as they are.
+template <class T, int kColumns>
+constexpr int kMatrixPad = kColumns == 8    ? 0
+                           : sizeof(T) == 2 ? 16
+                                            : 32;
+
 template <class T, int kColumns, MatrixShape kShape>
 using MatrixTile =
-    TileConfig<T, 64, kColumns, sizeof(T) == 2 ? 16 : 32, kShape.stages, 32 * kShape.warps, kShape.shares>;
+    TileConfig<T, 64, kColumns, kMatrixPad<T, kColumns>, kShape.stages, 32 * kShape.warps, kShape.shares>;
 
 // 16-bit elements, or floats of which the units read what TF32 has.
 template <class T, int kColumns, MatrixShape kShape = MatrixShape{}>
@@ -427,14 +467,24 @@ struct MatrixConfig : MatrixTile<T, kColumns, kShape> {
     static constexpr int kWarpRows = Tile::kTileRows * kShape.warps_across / kWarpsOfShare,
                          kWarpColumns = kColumns / kShape.warps_across;
     static constexpr int kDown = kWarpRows / 16, kAcross = kWarpColumns / 8;  // products of 16 x 8 sums
-    static_assert(kAcross % 2 == 0);
+    static_assert(kAcross == 1 || kAcross % 2 == 0);
 
     CONVGRU_DEVICE static int share() { return threadIdx.x / 32 / kWarpsOfShare; }
 
     // The i-th row whose address this thread gives.
     CONVGRU_DEVICE static int row(int i) { return first_row() + 16 * i + lane() % 16; }
 
-    // Adds the products of a piece of the depth, of so many steps. rows: where each row(i) of the input lies.
+    // How far into each row, and into the weights, this thread's factors begin.
+    CONVGRU_DEVICE static int left_offset() { return lane() / 16 * (kStep / 2); }
+    CONVGRU_DEVICE static int right_offset() {
+      if constexpr (sizeof(T) == 2)
+        return lane() % 16 * Tile::kStrideB + (kAcross == 1 ? 0 : lane() / 16 * 8) + first_column();
+      else
+        return lane() % 4 * Tile::kStrideB + lane() / 4 + first_column();
+    }
+
+    // Adds the products of a piece of the depth, of so many steps. rows: where each row(i) of the input lies;
+    // these and b moved by the offsets.
     template <int kCount = kSteps>
     CONVGRU_DEVICE void add(const T* const (&rows)[kDown], const T* b) {
       // All factors first: the products then wait for them once.
@@ -445,11 +495,11 @@ struct MatrixConfig : MatrixTile<T, kColumns, kShape> {
       for (int step = 0; step < kCount; ++step) multiply_add(factors[step]);
     }
 
-    // Adds those of one of its steps, some time before the end of add_last(): while the factors of a step
+    // Adds those of one step, some time before the end of add_last(): while the factors of a step
     // come, those of the step before are multiplied.
-    CONVGRU_DEVICE void add_step(const T* const (&rows)[kDown], const T* b, int step) {
+    CONVGRU_DEVICE void add_step(const T* const (&rows)[kDown], const T* b) {
       Factors next;
-      next.load(rows, b, step);
+      next.load(rows, b, 0);
       multiply_add(waiting_);
       waiting_ = next;
     }
@@ -485,29 +535,28 @@ struct MatrixConfig : MatrixTile<T, kColumns, kShape> {
 
       CONVGRU_DEVICE void load(const T* const (&rows)[kDown], const T* b, int step) {
 #pragma unroll
-        for (int i = 0; i < kDown; ++i)
-          load_matrices<false>(left[i], rows[i] + step * kStep + lane() / 16 * (kStep / 2));
-        load_right(b + step * kStep * Tile::kStrideB + first_column());
+        for (int i = 0; i < kDown; ++i) load_matrices<false>(left[i], rows[i] + step * kStep);
+        load_right(b + step * kStep * Tile::kStrideB);
       }
 
       CONVGRU_DEVICE void load_right(const T* b) {
         if constexpr (sizeof(T) == 2) {
+          constexpr int kNext = kAcross == 1 ? 0 : 1;  // of a single one the matrices come twice
 #pragma unroll
           for (int j = 0; j < kAcross; j += 2) {
             uint32_t two[4];
-            load_matrices<true>(two, b + lane() % 16 * Tile::kStrideB + 8 * j + lane() / 16 * 8);
+            load_matrices<true>(two, b + 8 * j);
             right[j][0] = two[0];
             right[j][1] = two[1];
-            right[j + 1][0] = two[2];
-            right[j + 1][1] = two[3];
+            right[j + kNext][0] = two[2];
+            right[j + kNext][1] = two[3];
           }
         } else {
 #pragma unroll
           for (int j = 0; j < kAcross; ++j)
 #pragma unroll
             for (int half = 0; half < 2; ++half)
-              right[j][half] =
-                  float_to_bits(b[(lane() % 4 + 4 * half) * Tile::kStrideB + 8 * j + lane() / 4]);
+              right[j][half] = float_to_bits(b[4 * half * Tile::kStrideB + 8 * j]);
         }
       }
     };
@@ -582,24 +631,29 @@ CONVGRU_DEVICE void apply_to_all(int64_t rows, int channels, const T* sums, cons
   for_all(rows * across, [&](int64_t i) {
     const auto [row, vector] = divided(i, across);
     const int channel = vector * N;
+    Constants<Epilogue, N> constants;
     Operands<Epilogue, N> operands;
+    constants.fetch(epilogue, channel);
     operands.fetch(epilogue, row, channel);
     compute_t<T> c[kGates][N] = {};
     if (sums != nullptr) {
 #pragma unroll
       for (int gate = 0; gate < kGates; ++gate)
-        add_elements<N>(c[gate], sums + (row * kGates + gate) * channels + channel);
+        add<N>(c[gate], Elements<T, N>(sums + (row * kGates + gate) * channels + channel));
     }
     if constexpr (kGates == 3)
-      apply<N>(epilogue, row, channel, operands, c[0], c[1], c[2]);
+      apply<N>(epilogue, row, channel, constants, operands, c[0], c[1], c[2]);
     else
-      apply<N>(epilogue, row, channel, operands, c[0]);
+      apply<N>(epilogue, row, channel, constants, operands, c[0]);
   });
 }
 
-// One block less: the operands of a vector take more than the 64 registers that four blocks leave a thread.
+// Fewer blocks: the operands of a vector take more than the 64 registers that four blocks leave a thread,
+// those of "cudnn" more than the 80 of three.
 template <class T, class Epilogue>
-__global__ void __launch_bounds__(kElementThreads, kElementBlocks - 1)
+constexpr int kEpilogueBlocks = kElementBlocks - (sizeof(Operands<Epilogue, kVector<T>>) > 96 ? 2 : 1);
+template <class T, class Epilogue>
+__global__ void __launch_bounds__(kElementThreads, (kEpilogueBlocks<T, Epilogue>))
     elementwise_kernel(int64_t rows, int channels, const T* sums, const __grid_constant__ Epilogue epilogue) {
   if (in_vectors(epilogue) && in_vectors<T>(channels, sums))
     apply_to_all<kVector<T>>(rows, channels, sums, epilogue);

@@ -11,15 +11,16 @@
 namespace convgru::cuda {
 
 // From so many operations of the hidden convolutions of a step on, PyTorch's library does them. A single step
-// is one of a loop, most likely: that waits for the host, which takes longer to call the library, unless it
-// is captured in a graph.
+// is one of a loop, most likely: that waits for the host, which takes longer to call the library. Whether it
+// is captured in a graph makes no difference: what is captured must be what ran before, to warm up, for the
+// library cannot look for its fastest algorithm while a graph is captured (torch.backends.cudnn.benchmark).
 #if defined(CONVGRU_CUDA_ON_HOST)
-inline double least_operations_of_library(int64_t, bool) {
+inline double least_operations_of_library(int64_t) {
   return cuda_on_host::machine.least_operations_of_library;
 }
 #else
-constexpr double least_operations_of_library(int64_t steps, bool captured) {
-  return steps > 1 || captured ? 6e8 : 5e9;
+constexpr double least_operations_of_library(int64_t steps) {
+  return steps > 1 ? 6e8 : 5e9;
 }
 #endif
 

@@ -1,32 +1,56 @@
 // The elementwise half of a ConvGRU on the GPU: the epilogues of kernels.h, for N neighbouring channels of a
-// row. Each has two parts: Operands fetches what does not depend on the sums, so that a kernel can do it
-// before there are any; apply makes of both what is to be written. in_vectors says whether N may be
-// kVector<T>.
+// row. Each has three parts: Constants fetches what is the same for all rows, Operands what else does not
+// depend on the sums, so that a kernel can do both before there are any; apply makes of all what is to be
+// written. What is fetched stays as it is until then: to compute with it would be to wait for it. in_vectors
+// says whether N may be kVector<T>.
 #pragma once
 #include "scalar.cuh"
 
 namespace convgru::cuda {
 
 CONVGRU_DEVICE bool is_valid(const Valid& valid, int64_t row) {
-  return valid.lengths == nullptr || valid.t < valid.lengths[row / valid.pixels];
+  return valid.lengths == nullptr || valid.t < valid.lengths[divided(row, valid.pixels).quotient];
 }
 
 template <int N, class T>
-CONVGRU_DEVICE void add_elements(compute_t<T> (&sum)[N], const T* from) {
-  const Elements<T, N> elements(from);
+CONVGRU_DEVICE void add(compute_t<T> (&sum)[N], const Elements<T, N>& elements) {
 #pragma unroll
   for (int i = 0; i < N; ++i) sum[i] += elements[i];
 }
 
-template <int N, class T>
-CONVGRU_DEVICE void add_addends(compute_t<T> (&sum)[N], const Addends<T>& addends, int64_t row, int channel) {
-  if (addends.bias_ih != nullptr) add_elements<N>(sum, addends.bias_ih + channel);
-  if (addends.bias_hh != nullptr && channel < addends.direct) add_elements<N>(sum, addends.bias_hh + channel);
-  if (addends.maps != nullptr)
-    add_elements<N>(
-        sum, addends.maps + row / addends.pixels * addends.image_stride +
-                 row % addends.pixels * addends.pixel_stride + channel);
-}
+// Of the addends of some channels those that are the same for all rows ...
+template <class T, int N>
+struct Biases {
+  Elements<T, N> ih, hh;
+
+  CONVGRU_DEVICE void fetch(const Addends<T>& addends, int channel) {
+    if (addends.bias_ih != nullptr) ih = Elements<T, N>(addends.bias_ih + channel);
+    if (addends.bias_hh != nullptr && channel < addends.direct)
+      hh = Elements<T, N>(addends.bias_hh + channel);
+  }
+};
+
+// ... and those of a row, with its W*x.
+template <class T, int N>
+struct RowAddends {
+  Elements<T, N> maps, a;
+
+  // a: where W*x is, or nullptr.
+  CONVGRU_DEVICE void fetch(const Addends<T>& addends, const T* a_of_row, int64_t row, int channel) {
+    if (addends.maps != nullptr) {
+      const auto [image, pixel] = divided(row, addends.pixels);
+      maps = Elements<T, N>(
+          addends.maps + image * addends.image_stride + pixel * addends.pixel_stride + channel);
+    }
+    if (a_of_row != nullptr) a = Elements<T, N>(a_of_row + channel);
+  }
+  CONVGRU_DEVICE void sum_up(compute_t<T> (&sum)[N], const Biases<T, N>& biases) const {
+    add<N>(sum, biases.ih);
+    add<N>(sum, biases.hh);
+    add<N>(sum, maps);
+    add<N>(sum, a);
+  }
+};
 
 template <class T>
 CONVGRU_DEVICE bool in_vectors(int K, const Addends<T>& addends) {
@@ -53,38 +77,28 @@ CONVGRU_DEVICE void advance(
 }
 
 template <class Epilogue, int N>
+struct Constants {
+  CONVGRU_DEVICE void fetch(const Epilogue&, int) {}
+};
+template <class Epilogue, int N>
 struct Operands;
 
 template <class T, int N>
-struct Operands<StoreSums<T>, N> {
-  Elements<T, N> before;
+struct Constants<ResetUpdate<T>, N> {
+  Biases<T, N> biases;
 
-  CONVGRU_DEVICE void fetch(const StoreSums<T>& to, int64_t row, int channel) {
-    if (to.add) before = Elements<T, N>(to.y + row * to.pixel_stride + channel);
+  CONVGRU_DEVICE void fetch(const ResetUpdate<T>& args, int channel) {
+    if (channel < 2 * args.K) biases.fetch(args.addends, channel);
   }
 };
-template <class T>
-CONVGRU_DEVICE bool in_vectors(const StoreSums<T>& to) {
-  return in_vectors<T>(static_cast<int>(to.pixel_stride % kVector<T>), to.y);
-}
-template <int N, class T>
-CONVGRU_DEVICE void apply(
-    const StoreSums<T>& to, int64_t row, int channel, const Operands<StoreSums<T>, N>& with,
-    compute_t<T> (&c)[N]) {
-#pragma unroll
-  for (int i = 0; i < N; ++i) c[i] += with.before[i];
-  put<N>(to.y + row * to.pixel_stride + channel, c);
-}
-
 template <class T, int N>
 struct Operands<ResetUpdate<T>, N> {
-  compute_t<T> sum[N] = {};
+  RowAddends<T, N> addends;
   Elements<T, N> h;
 
   CONVGRU_DEVICE void fetch(const ResetUpdate<T>& args, int64_t row, int channel) {
     if (channel >= 2 * args.K) return;
-    add_addends<N>(sum, args.addends, row, channel);
-    if (args.read) add_elements<N>(sum, args.a + row * 3 * args.K + channel);
+    addends.fetch(args.addends, args.read ? args.a + row * 3 * args.K : nullptr, row, channel);
     if (channel < args.K && args.h != nullptr) h = Elements<T, N>(args.h + row * args.K + channel);
   }
 };
@@ -94,15 +108,17 @@ CONVGRU_DEVICE bool in_vectors(const ResetUpdate<T>& args) {
 }
 template <int N, class T>
 CONVGRU_DEVICE void apply(
-    const ResetUpdate<T>& args, int64_t row, int channel, const Operands<ResetUpdate<T>, N>& with,
-    compute_t<T> (&c)[N]) {
+    const ResetUpdate<T>& args, int64_t row, int channel, const Constants<ResetUpdate<T>, N>& constants,
+    const Operands<ResetUpdate<T>, N>& with, compute_t<T> (&c)[N]) {
   T* place = args.a + row * 3 * args.K + channel;
   if (channel >= 2 * args.K) {
     put<N>(place, c);
     return;
   }
+  compute_t<T> sum[N] = {};
+  with.addends.sum_up(sum, constants.biases);
 #pragma unroll
-  for (int i = 0; i < N; ++i) c[i] = sigmoid_of<T>(c[i] + with.sum[i]);
+  for (int i = 0; i < N; ++i) c[i] = sigmoid_of<T>(c[i] + sum[i]);
   if (channel >= args.K || args.keep) put<N>(place, c);
   if (channel >= args.K) return;
 #pragma unroll
@@ -111,14 +127,21 @@ CONVGRU_DEVICE void apply(
 }
 
 template <class T, int N>
+struct Constants<Candidate<T>, N> {
+  Biases<T, N> biases;
+
+  CONVGRU_DEVICE void fetch(const Candidate<T>& args, int channel) {
+    biases.fetch(args.addends, 2 * args.K + channel);
+  }
+};
+template <class T, int N>
 struct Operands<Candidate<T>, N> {
-  compute_t<T> sum[N] = {};
+  RowAddends<T, N> addends;
   Elements<T, N> z, h;
 
   CONVGRU_DEVICE void fetch(const Candidate<T>& args, int64_t row, int channel) {
-    add_addends<N>(sum, args.addends, row, 2 * args.K + channel);
+    addends.fetch(args.addends, args.read ? args.a + row * 3 * args.K : nullptr, row, 2 * args.K + channel);
     const T* gates = args.a + row * 3 * args.K + channel;
-    if (args.read) add_elements<N>(sum, gates + 2 * args.K);
     if (args.state == nullptr) return;
     z = Elements<T, N>(gates + args.K);
     if (args.h != nullptr) h = Elements<T, N>(args.h + row * args.K + channel);
@@ -130,10 +153,12 @@ CONVGRU_DEVICE bool in_vectors(const Candidate<T>& args) {
 }
 template <int N, class T>
 CONVGRU_DEVICE void apply(
-    const Candidate<T>& args, int64_t row, int channel, const Operands<Candidate<T>, N>& with,
-    compute_t<T> (&c)[N]) {
+    const Candidate<T>& args, int64_t row, int channel, const Constants<Candidate<T>, N>& constants,
+    const Operands<Candidate<T>, N>& with, compute_t<T> (&c)[N]) {
+  compute_t<T> sum[N] = {};
+  with.addends.sum_up(sum, constants.biases);
 #pragma unroll
-  for (int i = 0; i < N; ++i) c[i] = args.relu ? relu(c[i] + with.sum[i]) : tanh_of<T>(c[i] + with.sum[i]);
+  for (int i = 0; i < N; ++i) c[i] = args.relu ? relu(c[i] + sum[i]) : tanh_of<T>(c[i] + sum[i]);
   if (args.keep) put<N>(args.a + row * 3 * args.K + 2 * args.K + channel, c);
   if (args.state == nullptr) return;
 #pragma unroll
@@ -142,18 +167,25 @@ CONVGRU_DEVICE void apply(
 }
 
 template <class T, int N>
+struct Constants<CudnnStep<T>, N> {
+  Biases<T, N> biases[3];
+  Elements<T, N> b;
+
+  CONVGRU_DEVICE void fetch(const CudnnStep<T>& args, int hidden) {
+#pragma unroll
+    for (int gate = 0; gate < 3; ++gate) biases[gate].fetch(args.addends, gate * args.K + hidden);
+    if (args.b != nullptr) b = Elements<T, N>(args.b + hidden);
+  }
+};
+template <class T, int N>
 struct Operands<CudnnStep<T>, N> {
-  compute_t<T> sum[3][N] = {};  // what r and z get, and n apart from r.q
-  Elements<T, N> b, h;
+  RowAddends<T, N> addends[3];
+  Elements<T, N> h;
 
   CONVGRU_DEVICE void fetch(const CudnnStep<T>& args, int64_t row, int hidden) {
+    const T* const a = args.a == nullptr ? nullptr : args.a + row * 3 * args.K;
 #pragma unroll
-    for (int gate = 0; gate < 3; ++gate) {
-      const int channel = gate * args.K + hidden;
-      add_addends<N>(sum[gate], args.addends, row, channel);
-      if (args.a != nullptr) add_elements<N>(sum[gate], args.a + row * 3 * args.K + channel);
-    }
-    if (args.b != nullptr) b = Elements<T, N>(args.b + hidden);
+    for (int gate = 0; gate < 3; ++gate) addends[gate].fetch(args.addends, a, row, gate * args.K + hidden);
     if (args.state != nullptr && args.h != nullptr) h = Elements<T, N>(args.h + row * args.K + hidden);
   }
 };
@@ -164,15 +196,17 @@ CONVGRU_DEVICE bool in_vectors(const CudnnStep<T>& args) {
 }
 template <int N, class T>
 CONVGRU_DEVICE void apply(
-    const CudnnStep<T>& args, int64_t row, int hidden, const Operands<CudnnStep<T>, N>& with,
-    compute_t<T> (&r)[N], compute_t<T> (&z)[N], compute_t<T> (&q)[N]) {
-  compute_t<T> n[N];
+    const CudnnStep<T>& args, int64_t row, int hidden, const Constants<CudnnStep<T>, N>& constants,
+    const Operands<CudnnStep<T>, N>& with, compute_t<T> (&r)[N], compute_t<T> (&z)[N], compute_t<T> (&q)[N]) {
+  compute_t<T> n[N], sum[3][N] = {};  // what r and z get, and n apart from r.q
+#pragma unroll
+  for (int gate = 0; gate < 3; ++gate) with.addends[gate].sum_up(sum[gate], constants.biases[gate]);
 #pragma unroll
   for (int i = 0; i < N; ++i) {
-    r[i] = sigmoid_of<T>(with.sum[0][i] + r[i]);
-    z[i] = sigmoid_of<T>(with.sum[1][i] + z[i]);
-    q[i] += with.b[i];
-    n[i] = tanh_of<T>(with.sum[2][i] + r[i] * q[i]);
+    r[i] = sigmoid_of<T>(sum[0][i] + r[i]);
+    z[i] = sigmoid_of<T>(sum[1][i] + z[i]);
+    q[i] += constants.b[i];
+    n[i] = tanh_of<T>(sum[2][i] + r[i] * q[i]);
   }
   if (args.gates != nullptr) {
     T* gates = args.gates + row * 4 * args.K + hidden;
@@ -193,11 +227,12 @@ struct Operands<CandidateBackward<T>, N> {
 
   CONVGRU_DEVICE void fetch(const CandidateBackward<T>& args, int64_t row, int channel) {
     const int64_t i = row * args.K + channel;
+    if (args.carries) carry = Elements<T, N>(args.carry + i);
+    if (args.ends) return;
     const T* gates = args.gates + row * 3 * args.K + channel;
     z = Elements<T, N>(gates + args.K);
     n = Elements<T, N>(gates + 2 * args.K);
     h = Elements<T, N>(args.h + i);
-    if (args.carries) carry = Elements<T, N>(args.carry + i);
     grad_output = Elements<T, N>(args.grad_output + i);
   }
 };
@@ -207,9 +242,14 @@ CONVGRU_DEVICE bool in_vectors(const CandidateBackward<T>& args) {
 }
 template <int N, class T>
 CONVGRU_DEVICE void apply(
-    const CandidateBackward<T>& args, int64_t row, int channel, const Operands<CandidateBackward<T>, N>& with,
-    compute_t<T> (&c)[N]) {
+    const CandidateBackward<T>& args, int64_t row, int channel, const Constants<CandidateBackward<T>, N>&,
+    const Operands<CandidateBackward<T>, N>& with, compute_t<T> (&c)[N]) {
   using A = compute_t<T>;
+  if (args.ends) {
+    add<N>(c, with.carry);
+    put<N>(args.carry + row * args.K + channel, c);
+    return;
+  }
   const bool valid = is_valid(args.valid, row);
   A d_z[N], d_n[N];
 #pragma unroll
@@ -244,7 +284,7 @@ CONVGRU_DEVICE bool in_vectors(const ResetUpdateBackward<T>& args) {
 }
 template <int N, class T>
 CONVGRU_DEVICE void apply(
-    const ResetUpdateBackward<T>& args, int64_t row, int channel,
+    const ResetUpdateBackward<T>& args, int64_t row, int channel, const Constants<ResetUpdateBackward<T>, N>&,
     const Operands<ResetUpdateBackward<T>, N>& with, compute_t<T> (&c)[N]) {
   using A = compute_t<T>;
   A d_r[N], rh[N];
@@ -267,13 +307,14 @@ struct Operands<CudnnStepBackward<T>, N> {
 
   CONVGRU_DEVICE void fetch(const CudnnStepBackward<T>& args, int64_t row, int channel) {
     const int64_t i = row * args.K + channel;
+    if (args.carries) carry = Elements<T, N>(args.carry + i);
+    if (args.ends) return;
     const T* gates = args.gates + row * 4 * args.K + channel;
     r = Elements<T, N>(gates);
     z = Elements<T, N>(gates + args.K);
     n = Elements<T, N>(gates + 2 * args.K);
     q = Elements<T, N>(gates + 3 * args.K);
     h = Elements<T, N>(args.h + i);
-    if (args.carries) carry = Elements<T, N>(args.carry + i);
     grad_output = Elements<T, N>(args.grad_output + i);
   }
 };
@@ -283,9 +324,14 @@ CONVGRU_DEVICE bool in_vectors(const CudnnStepBackward<T>& args) {
 }
 template <int N, class T>
 CONVGRU_DEVICE void apply(
-    const CudnnStepBackward<T>& args, int64_t row, int channel, const Operands<CudnnStepBackward<T>, N>& with,
-    compute_t<T> (&c)[N]) {
+    const CudnnStepBackward<T>& args, int64_t row, int channel, const Constants<CudnnStepBackward<T>, N>&,
+    const Operands<CudnnStepBackward<T>, N>& with, compute_t<T> (&c)[N]) {
   using A = compute_t<T>;
+  if (args.ends) {
+    add<N>(c, with.carry);
+    put<N>(args.carry + row * args.K + channel, c);
+    return;
+  }
   const bool valid = is_valid(args.valid, row);
   A d_r[N], d_z[N], d_n[N], d_q[N];
 #pragma unroll

@@ -33,6 +33,11 @@ template <class Config, class T>
 int64_t tiles_down(const Convolution<T>& conv) {
   return (conv.batch * conv.height * conv.width + Config::kTileRows - 1) / Config::kTileRows;
 }
+// Of the output channels.
+template <class Config, class T>
+int tiles_across(const Convolution<T>& conv) {
+  return (conv.out + Config::kTileColumns - 1) / Config::kTileColumns;
+}
 template <class Config, class T, class Epilogue>
 void convolve_by(
     void (*kernel)(Convolution<T>, Epilogue), size_t shared_bytes, const Convolution<T>& conv,
@@ -65,74 +70,116 @@ void convolve(const Convolution<T>& conv, const Epilogue<T>& epilogue, Stream st
   if constexpr (sizeof(T) >= 4) convolve_by_pieces<PlainConfig<T, kTileColumns>>(conv, epilogue, stream);
 }
 
-template <class Config, int kRingStages, class T, template <class> class Sequence>
-SequencePlan plan_sequence(const Sequence<T>& sequence) {
-  using Tiles = BlockTiles<T, Config, kRingStages>;
-  const Convolution<T>& conv = sequence.convolutions[0];
-  SequencePlan plan{};
-  if (conv.kernel_h * conv.kernel_w > kMostTaps) return plan;
-  plan.threads = Config::kThreads;
-  plan.stages = kRingStages;
-  int64_t weight_elements = 0;
-  for (int p = 0; p < Sequence<T>::kPhases; ++p) {
-    plan.across[p] = Tiles::across(sequence.convolutions[p]);
-    weight_elements = std::max(weight_elements, Tiles::weight_elements(sequence.convolutions[p]));
+// How a kernel for a sequence divides the phases of a step and their depth.
+template <class FirstConfig, class LastConfig, class RingOfWindows>
+struct SequenceConfig {
+  using First = FirstConfig;
+  using Last = LastConfig;
+  using Ring = RingOfWindows;
+
+  template <class T, class Sequence>
+  static constexpr auto* kernel() {
+    return sequence_kernel<T, First, Last, Ring, Sequence>;
   }
-  plan.shared_bytes = kPhaseBytes + (Tiles::ring_elements(conv) + weight_elements) * sizeof(T);
-  const int64_t row_tiles = tiles_down<Config>(conv);
-  const int blocks = resident_blocks(
-      sequence_kernel<T, Config, kRingStages, Sequence<T>>, Config::kThreads, plan.shared_bytes);
-  const int64_t down = std::min<int64_t>(row_tiles, blocks / (plan.across[0] + plan.across[1]));
-  if (row_tiles <= kMostTilesOfBlock * down) plan.down = static_cast<int>(down);
+};
+
+// A warp has 32 rows and all columns up to 48, of wider tiles half of them, so that a factor that it reads is
+// used for many products; groups of warps share the depth.
+template <int kTileColumns>
+constexpr MatrixShape kSequenceShape = kTileColumns <= 48 ? MatrixShape{.warps_across = 1, .shares = 4}
+                                                          : MatrixShape{.warps_across = 2, .shares = 2};
+template <class T, int kTileColumns>
+using SequenceMatrixConfig = MatrixConfig<T, kTileColumns, kSequenceShape<kTileColumns>>;
+
+// Calls f(number, config) for every configuration that a sequence can have, those of narrow tiles first. Of
+// "gru-rcn" forward the first convolution has about twice the columns of the last.
+template <class T, template <class> class Sequence, class F>
+void for_sequence_configs(bool tf32, const F& f) {
+  constexpr bool kGruRcnForward = std::is_same_v<Sequence<T>, GruRcnForward<T>>;
+  constexpr bool kCudnnForward = std::is_same_v<Sequence<T>, CudnnForward<T>>;
+  using InParts = RingShape<3, kDepth<T>>;
+  int number = 0;
+  const auto matrix = [&]<int kTileColumns, class Ring = RingShape<1, 0>>() {
+    constexpr int kFirst = kGruRcnForward ? 2 * kTileColumns : kTileColumns;
+    using First = SequenceMatrixConfig<T, kFirst>;
+    using Last = SequenceMatrixConfig<T, kTileColumns>;
+    f(number++, SequenceConfig<First, Last, Ring>{});
+  };
+  // The depth in the order of the kernels for each convolution.
+  const auto plain = [&]<int kTileColumns>() {
+    constexpr int kFirst = kGruRcnForward ? 2 * kTileColumns : kTileColumns;
+    using First = PlainConfig<T, kFirst>;
+    using Last = PlainConfig<T, kTileColumns>;
+    f(number++, SequenceConfig<First, Last, InParts>{});
+  };
+  if constexpr (sizeof(T) <= 4) {
+    if (sizeof(T) == 2 || tf32) {
+      constexpr int kNarrowest = kCudnnForward ? 3 * kCudnnGroup : 8;
+      matrix.template operator()<kNarrowest>();
+      matrix.template
+      operator()<kNarrowest, InParts>();  // where the weights of wider ones would not fit either
+      if constexpr (!kCudnnForward) {
+        matrix.template operator()<16>();
+        matrix.template operator()<32>();
+      }
+      return;
+    }
+  }
+  if constexpr (sizeof(T) >= 4) plain.template operator()<kCudnnForward ? 3 * kCudnnGroup : 16>();
+}
+
+template <class Config, class T, template <class> class Sequence>
+SequencePlan plan_sequence(const Sequence<T>& sequence) {
+  SequencePlan plan{};
+  const Convolution<T>& conv = sequence.convolutions[0];
+  if (conv.kernel_h * conv.kernel_w > kMostTaps) return plan;
+  using First = typename Config::First;
+  using Last = typename Config::Last;
+  plan.threads = First::kThreads;
+  plan.columns[0] = First::kTileColumns;
+  plan.columns[1] = Last::kTileColumns;
+  plan.stages = Config::Ring::kStages;
+  plan.across[0] = tiles_across<First>(conv);
+  if (Sequence<T>::kPhases == 2) plan.across[1] = tiles_across<Last>(sequence.convolutions[1]);
+  plan.shared_bytes = SequenceRoom<T, First, Last, typename Config::Ring, Sequence<T>>(sequence).bytes();
+  const int64_t row_tiles = tiles_down<First>(conv);
+  const int blocks =
+      resident_blocks(Config::template kernel<T, Sequence<T>>(), plan.threads, plan.shared_bytes);
+  const int64_t down = std::min<int64_t>(row_tiles, blocks / std::max(plan.across[0], plan.across[1]));
+  if (row_tiles > kMostTilesOfBlock * down) return plan;
+  plan.down = static_cast<int>(down);
+  plan.tiles = static_cast<int>((row_tiles + down - 1) / down);
   return plan;
 }
 
-// Two warps for a tile, 32 rows each, so that a factor that they read is used for many products; the depth is
-// shared by four of these pairs.
-template <class T, int kTileColumns>
-using SequenceMatrixConfig = MatrixConfig<T, kTileColumns, MatrixShape{.warps_across = 1, .shares = 4}>;
-
-// Stages of the ring of pixels: many in 16 bits, if they fit, for the wait for the first of them is long.
-constexpr int kManyStages = 6, kFewStages = 3;
-
-// Calls f with a type that says how, and the plan, if the sequence can be one kernel.
-template <class T, template <class> class Sequence, class F>
-bool with_sequence_plan(const Sequence<T>& sequence, const F& f) {
-  using First = decltype(sequence.template phase<0>(0).epilogue);
-  constexpr int kTileColumns = kThreeGates<First> ? 3 * kCudnnGroup : kColumns / 2;
-  const auto try_stages = [&]<class Config, int kStages>() {
-    const SequencePlan plan = plan_sequence<Config, kStages>(sequence);
-    if (plan.down == 0) return false;
-    f(sequence_kernel<T, Config, kStages, Sequence<T>>, plan);
-    return true;
-  };
-  const auto try_config = [&]<class Config>() {
-    if constexpr (sizeof(T) == 2)
-      if (try_stages.template operator()<Config, kManyStages>()) return true;
-    return try_stages.template operator()<Config, kFewStages>();
-  };
-  if constexpr (sizeof(T) <= 4) {
-    if (sizeof(T) == 2 || sequence.convolutions[0].tf32)
-      return try_config.template operator()<SequenceMatrixConfig<T, kTileColumns>>();
-  }
-  if constexpr (sizeof(T) >= 4) return try_config.template operator()<PlainConfig<T, kTileColumns>>();
-  return false;
-}
-
+// That by which a multiprocessor has the fewest tiles to work on, one after the other.
 template <class T, template <class> class Sequence>
 SequencePlan sequence_plan(const Sequence<T>& sequence) {
-  SequencePlan found{};
-  with_sequence_plan(sequence, [&](auto, const SequencePlan& plan) { found = plan; });
-  return found;
+  const Convolution<T>& conv = sequence.convolutions[0];
+  SequencePlan best{};
+  int fewest = 0;
+  for_sequence_configs<T, Sequence>(conv.tf32, [&]<class Config>(int number, Config) {
+    SequencePlan plan = plan_sequence<Config>(sequence);
+    if (plan.down == 0) return;
+    plan.config = number;
+    const int tiles = plan.tiles * ((plan.blocks() + multiprocessors() - 1) / multiprocessors());
+    if (best.down > 0 && tiles >= fewest) return;
+    best = plan;
+    fewest = tiles;
+  });
+  return best;
 }
 
 template <class T, template <class> class Sequence>
-void run_sequence(const Sequence<T>& sequence, Stream stream) {
-  with_sequence_plan(sequence, [&](auto kernel, const SequencePlan& plan) {
-    const dim3 grid(static_cast<unsigned>(plan.blocks()));
-    launch(
-        kernel, Launch{grid, plan.threads, plan.shared_bytes, stream, /*cooperative=*/true}, sequence,
-        plan.across[0], plan.across[1], plan.down);
+void run_sequence(const Sequence<T>& sequence, const SequencePlan& plan, Stream stream) {
+  const Launch how{
+      dim3(static_cast<unsigned>(plan.blocks())), plan.threads, plan.shared_bytes, stream,
+      /*cooperative=*/true};
+  for_sequence_configs<T, Sequence>(sequence.convolutions[0].tf32, [&]<class Config>(int number, Config) {
+    if (number == plan.config)
+      launch(
+          Config::template kernel<T, Sequence<T>>(), how, sequence, plan.across[0], plan.across[1],
+          plan.down);
   });
 }
 
@@ -192,25 +239,24 @@ void transpose(const Transposes<T>& all, Stream stream) {
   template void convolve<T, Epilogue>(const Convolution<T>&, const Epilogue<T>&, Stream); \
   template void elementwise<T, Epilogue>(int64_t, int, const T*, const Epilogue<T>&, Stream);
 
-#define CONVGRU_INSTANTIATE_CUDA(T)                                   \
-  template void pack<T>(const Packing<T>&, Stream);                   \
-  template SequencePlan sequence_plan<T>(const GruRcnForward<T>&);    \
-  template void run_sequence<T>(const GruRcnForward<T>&, Stream);     \
-  template SequencePlan sequence_plan<T>(const CudnnForward<T>&);     \
-  template void run_sequence<T>(const CudnnForward<T>&, Stream);      \
-  template SequencePlan sequence_plan<T>(const GruRcnBackward<T>&);   \
-  template void run_sequence<T>(const GruRcnBackward<T>&, Stream);    \
-  template SequencePlan sequence_plan<T>(const CudnnBackward<T>&);    \
-  template void run_sequence<T>(const CudnnBackward<T>&, Stream);     \
-  template void previous_states<T>(const PreviousStates<T>&, Stream); \
-  template void valid_images<T>(const ValidImages<T>&, Stream);       \
-  template void transpose<T>(const Transposes<T>&, Stream);           \
-  CONVGRU_INSTANTIATE_EPILOGUE(T, StoreSums)                          \
-  CONVGRU_INSTANTIATE_EPILOGUE(T, ResetUpdate)                        \
-  CONVGRU_INSTANTIATE_EPILOGUE(T, Candidate)                          \
-  CONVGRU_INSTANTIATE_EPILOGUE(T, CudnnStep)                          \
-  CONVGRU_INSTANTIATE_EPILOGUE(T, CandidateBackward)                  \
-  CONVGRU_INSTANTIATE_EPILOGUE(T, ResetUpdateBackward)                \
+#define CONVGRU_INSTANTIATE_CUDA(T)                                                     \
+  template void pack<T>(const Packing<T>&, Stream);                                     \
+  template SequencePlan sequence_plan<T>(const GruRcnForward<T>&);                      \
+  template void run_sequence<T>(const GruRcnForward<T>&, const SequencePlan&, Stream);  \
+  template SequencePlan sequence_plan<T>(const CudnnForward<T>&);                       \
+  template void run_sequence<T>(const CudnnForward<T>&, const SequencePlan&, Stream);   \
+  template SequencePlan sequence_plan<T>(const GruRcnBackward<T>&);                     \
+  template void run_sequence<T>(const GruRcnBackward<T>&, const SequencePlan&, Stream); \
+  template SequencePlan sequence_plan<T>(const CudnnBackward<T>&);                      \
+  template void run_sequence<T>(const CudnnBackward<T>&, const SequencePlan&, Stream);  \
+  template void previous_states<T>(const PreviousStates<T>&, Stream);                   \
+  template void valid_images<T>(const ValidImages<T>&, Stream);                         \
+  template void transpose<T>(const Transposes<T>&, Stream);                             \
+  CONVGRU_INSTANTIATE_EPILOGUE(T, ResetUpdate)                                          \
+  CONVGRU_INSTANTIATE_EPILOGUE(T, Candidate)                                            \
+  CONVGRU_INSTANTIATE_EPILOGUE(T, CudnnStep)                                            \
+  CONVGRU_INSTANTIATE_EPILOGUE(T, CandidateBackward)                                    \
+  CONVGRU_INSTANTIATE_EPILOGUE(T, ResetUpdateBackward)                                  \
   CONVGRU_INSTANTIATE_EPILOGUE(T, CudnnStepBackward)
 
 }  // namespace convgru::cuda

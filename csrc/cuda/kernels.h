@@ -139,7 +139,7 @@ struct Convolution {
 struct Valid {
   const int64_t* lengths;
   int64_t t;
-  int64_t pixels;  // H*W, the rows of a sample
+  int pixels;  // H*W, the rows of a sample
 };
 
 // What the pre-activations receive besides convolutions.
@@ -149,17 +149,9 @@ struct Addends {
   const T* bias_hh;      // [3K] or nullptr
   int direct;            // so many channels of bias_hh add directly
   const T* maps;         // gate_bias, or nullptr
-  int64_t pixels;        // H*W
+  int pixels;            // H*W
   int64_t image_stride;  // from one image of maps to the next
   int64_t pixel_stride;  // from one pixel of maps to the next; 0: one value for the image
-};
-
-// y = c (+ what y holds already)
-template <class T>
-struct StoreSums {
-  T* y;  // [rows][pixel_stride]
-  int64_t pixel_stride;
-  bool add;
 };
 
 // "gru-rcn", first half: r, z = sigmoid(W*x + c + addends), rh = r.h.
@@ -206,7 +198,7 @@ struct CudnnStep {
 
 // Gradient of Candidate: dh = carry + c + grad_output where valid; d_n = dh.z.(1-n^2), or dh.z where n > 0,
 // d_z = dh.(n-h).z.(1-z), carry <- dh.(1-z). Where not valid: d = 0, carry <- carry + c. Without `carries`,
-// carry counts as zero before.
+// carry counts as zero before. With `ends` only carry <- carry + c: there is no step before.
 template <class T>
 struct CandidateBackward {
   bool relu;
@@ -215,7 +207,7 @@ struct CandidateBackward {
   const T* grad_output;  // [rows][K]
   const T* gates;        // [rows][3K] r|z|n
   const T* h;            // [rows][K] previous state
-  bool carries;
+  bool carries, ends;
   T* carry;  // [rows][K] in and out
   T* d;      // [rows][3K] out: z and n of the pre-activation gradients r|z|n
   T* d_rz;   // [rows][2K] out: z once more, among r|z,
@@ -243,7 +235,7 @@ struct CudnnStepBackward {
   const T* grad_output;  // [rows][K]
   const T* gates;        // [rows][4K] r|z|n|q
   const T* h;            // [rows][K] previous state
-  bool carries;
+  bool carries, ends;
   T* carry;   // [rows][K] in and out
   T* d;       // [rows][3K] out: d_r|d_z|d_n
   T* hidden;  // [rows][3K] out: d_r|d_z|d_q, what the next convolution reads
@@ -264,11 +256,13 @@ struct Phase {
 };
 
 // Sequences: all steps of a call. Each step is one phase or two, `kPhases`; phase<p>(i) is what it is in the
-// i-th step that is done. Convolutions and epilogues are given as they would be at the time 0.
+// i-th step that is done; if steps.ends, phase<0>(count) comes after all. Convolutions and epilogues are
+// given as they would be at the time 0.
 
 // Where the steps of a forward sequence find their buffers.
 template <class T>
 struct ForwardSteps {
+  static constexpr bool ends = false;
   int64_t count;
   bool reverse;
   const T* hx;    // [rows][K] or nullptr: zeros
@@ -364,6 +358,7 @@ struct BackwardSteps {
   int64_t count;
   bool reverse;
   bool has_hx;  // else nothing flows further from the first step
+  bool ends;    // after the steps, what the first adds to the gradient of the state before it
   int64_t rows;
 
   constexpr int64_t time(int64_t i) const { return reverse ? i : count - 1 - i; }
@@ -378,18 +373,20 @@ constexpr Convolution<T> moved(const Convolution<T>& conv, int64_t elements) {
   return that;
 }
 
-// What every epilogue that begins a step backwards reads and writes, moved to the i-th step; gates: of K
-// channels, that are kept.
+// What every epilogue that begins a step backwards reads and writes, moved to the i-th step, or after the
+// last; gates: of K channels, that are kept.
 template <class Epilogue>
 constexpr Epilogue at_backward_step(
     const BackwardSteps& steps, const Epilogue& first, int64_t state, int gates, int64_t i) {
   Epilogue step = first;
+  step.carries = i > 0;
+  step.ends = i == steps.count;
+  if (step.ends) return step;
   step.valid.t = steps.time(i);
   step.grad_output += state;
   step.gates += gates * state;
   step.h += state;
   step.d += 3 * state;
-  step.carries = i > 0;
   return step;
 }
 
@@ -405,7 +402,7 @@ struct GruRcnBackward {
 
   template <int kPhase>
   constexpr auto phase(int64_t i) const {
-    const int64_t state = steps.row(i) * candidate.K;
+    const int64_t state = i < steps.count ? steps.row(i) * candidate.K : 0;
     if constexpr (kPhase == 0) {
       CandidateBackward<T> step = at_backward_step(steps, candidate, state, 3, i);
       step.d_rz += 2 * state;
@@ -436,7 +433,7 @@ struct CudnnBackward {
 
   template <int kPhase>
   constexpr auto phase(int64_t i) const {
-    const int64_t state = steps.row(i) * all.K;
+    const int64_t state = i < steps.count ? steps.row(i) * all.K : 0;
     CudnnStepBackward<T> step = at_backward_step(steps, all, state, 4, i);
     step.hidden += 3 * state;
     const int64_t after = i == 0 ? 0 : steps.row(i - 1) * 3 * all.K;
@@ -499,21 +496,25 @@ void elementwise(int64_t rows, int channels, const T* sums, const Epilogue<T>& e
 // How a sequence is one kernel, whose blocks are all there at the same time, keep their weights on the chip
 // for all steps and wait for each other after every phase.
 struct SequencePlan {
-  int across[2];  // tiles of columns of each phase
-  int down;       // blocks for each of them; 0: it is not one kernel
+  int config;      // of the kernel, by its number
+  int columns[2];  // of a tile of each phase
+  int across[2];   // tiles of columns of each phase
+  int down;        // blocks for each of them; 0: it is not one kernel
+  int tiles;       // of a block, at most, one after the other
   size_t shared_bytes;
-  int threads, stages;  // of a block; of its ring of pixels
+  int threads, stages;  // of a block; of its ring of windows
 
-  int blocks() const { return (across[0] + across[1]) * down; }
+  // A block has a part in both phases.
+  int blocks() const { return (across[0] > across[1] ? across[0] : across[1]) * down; }
 };
 
 // It is not one kernel if it does not fit the GPU or has too many pixels to gain by it.
 template <class T, template <class> class Sequence>
 SequencePlan sequence_plan(const Sequence<T>& sequence);
 
-// Runs a sequence that is one kernel.
+// Runs a sequence that is one kernel, by its plan.
 template <class T, template <class> class Sequence>
-void run_sequence(const Sequence<T>& sequence, Stream stream);
+void run_sequence(const Sequence<T>& sequence, const SequencePlan& plan, Stream stream);
 
 template <class T>
 void previous_states(const PreviousStates<T>& arguments, Stream stream);

@@ -1,5 +1,7 @@
 // Starting kernels: on a stream of a GPU or, in the tests, on the CPU.
 #pragma once
+#include <algorithm>
+
 #include "kernels.h"
 
 #if !defined(CONVGRU_CUDA_ON_HOST)
@@ -35,6 +37,11 @@ void launch(void (*kernel)(Parameters...), const Launch& how, const Arguments&..
 
 constexpr size_t shared_bytes_of_two_blocks() {
   return size_t{113} << 10;  // sm_90's
+}
+
+// As many as resident blocks.
+inline int multiprocessors() {
+  return std::max(1, cuda_on_host::machine.resident_blocks);
 }
 
 template <class... Parameters>
@@ -119,19 +126,29 @@ inline size_t shared_bytes_of_two_blocks() {
   });
 }
 
+// Of the current GPU.
+inline int multiprocessors() {
+  static Remembered count;
+  const int device = current_device();
+  return count(nullptr, device, 0, [&] {
+    int all;
+    check(cudaDeviceGetAttribute(&all, cudaDevAttrMultiProcessorCount, device));
+    return all;
+  });
+}
+
 // Blocks of a kernel that the current GPU can have at the same time; 0 if it cannot have one.
 template <class... Parameters>
 int resident_blocks(void (*kernel)(Parameters...), int threads, size_t shared_bytes) {
   static Remembered blocks_of;
   const int device = current_device();
   return blocks_of(reinterpret_cast<const void*>(kernel), device, shared_bytes, [&] {
-    int multiprocessors, most_shared_bytes, blocks;
-    check(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device));
+    int most_shared_bytes, blocks;
     check(cudaDeviceGetAttribute(&most_shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
     if (shared_bytes > static_cast<size_t>(most_shared_bytes)) return 0;
     allow_shared_bytes(reinterpret_cast<const void*>(kernel), shared_bytes);
     check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, threads, shared_bytes));
-    return blocks * multiprocessors;
+    return blocks * multiprocessors();
   });
 }
 

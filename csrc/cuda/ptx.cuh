@@ -45,6 +45,11 @@ inline void sync_grid(unsigned* arrived, unsigned round, const Meanwhile& meanwh
   cuda_on_host::sync_grid();
 }
 
+template <class Number>
+inline Number in_register(Number value) {
+  return value;
+}
+
 inline float bits_to_float(uint32_t bits) {
   float value;
   memcpy(&value, &bits, sizeof value);
@@ -162,6 +167,17 @@ __device__ __forceinline__ void sync_grid(unsigned* arrived, unsigned round, con
     meanwhile();
   }
   __syncthreads();
+}
+
+// The same number, that the compiler keeps: it cannot find it anew where it is used, as it would in a loop
+// that uses many registers, by more instructions than the use.
+__device__ __forceinline__ int in_register(int value) {
+  asm volatile("" : "+r"(value));
+  return value;
+}
+__device__ __forceinline__ int64_t in_register(int64_t value) {
+  asm volatile("" : "+l"(value));
+  return value;
 }
 
 __device__ __forceinline__ float bits_to_float(uint32_t bits) {

@@ -40,7 +40,7 @@ struct Call {
 
   const Tensor& weight_hh() const { return arguments.weight_hh; }
   Tensor empty(const Shape& shape) const { return new_tensor(weight_hh(), shape); }
-  Valid valid(int64_t t) const { return {p.lengths, t, p.pixels()}; }
+  Valid valid(int64_t t) const { return {p.lengths, t, static_cast<int>(p.pixels())}; }
 };
 
 // Does the transpositions that wait, by one kernel. Before anything else reads what they write.
@@ -159,13 +159,13 @@ inline bool prefers_library(const Call& call) {
   if (weight.scalar_type() == torch::headeronly::ScalarType::Double) return false;
   if (call.way.has_value()) return *call.way == Way::kLibrary;
   const double operations_of_step = 2.0 * call.p.rows() * weight.numel();
-  return operations_of_step >= least_operations_of_library(call.p.T, call.captured);
+  return operations_of_step >= least_operations_of_library(call.p.T);
 }
 
-// Whether a kernel for all steps has more than one convolution to do: a single step of "cudnn" has one, like
-// any backwards, and none forward without a state.
+// Whether a kernel for all steps has more than one convolution to do: a single step of "cudnn" has one, and
+// none without a state.
 inline bool has_work_for_one_kernel(const Call& call) {
-  return call.p.T > 1 || (!call.backward && !call.p.cudnn && call.arguments.hx.has_value());
+  return call.p.T > 1 || (!call.p.cudnn && call.arguments.hx.has_value());
 }
 
 // Whether it is tried. What the library would do of a single step is too much for it.
@@ -322,8 +322,9 @@ void say_how(const Call& call, const SequencePlan& plan) {
   line << "convgru_fused: " << Sequence<T>::kName << ", T=" << call.p.T << " N=" << call.p.N << " "
        << problem_text(call) << ": ";
   if (plan.down > 0)
-    line << "one kernel, " << plan.blocks() << " blocks of " << plan.threads << " threads, " << plan.stages
-         << " stages, " << plan.shared_bytes << " bytes of shared memory";
+    line << "one kernel, " << plan.blocks() << " blocks of " << plan.threads << " threads, tiles of "
+         << plan.columns[0] << " and " << plan.columns[1] << " columns, " << plan.stages << " stages, "
+         << plan.shared_bytes << " bytes of shared memory";
   else
     line << "kernels for every step, convolutions by "
          << (prefers_library(call) ? "PyTorch's library" : "our own");
@@ -335,15 +336,19 @@ template <class T, template <class> class Sequence>
 void run(
     const Call& call, const Sequence<T>& sequence, const std::vector<PreparedConvolution<T>*>& convolutions) {
   const int64_t count = sequence.steps.count;
-  const SequencePlan plan = may_be_one_kernel(call) ? sequence_plan(sequence) : SequencePlan{};
+  SequencePlan plan = may_be_one_kernel(call) ? sequence_plan(sequence) : SequencePlan{};
+  // A single step backwards begins without a convolution, by what a kernel of its own does faster for many
+  // pixels.
+  if (count == 1 && call.backward && plan.tiles > 1) plan = {};
   const bool at_once = plan.down > 0;
   say_how<T, Sequence>(call, plan);
   prepare_weights(call, convolutions, at_once ? sequence.meet : nullptr);
-  if (at_once) return run_sequence(sequence, call.stream);
+  if (at_once) return run_sequence(sequence, plan, call.stream);
   for (int64_t i = 0; i < count; ++i) {
     convolutions[0]->run(sequence.template phase<0>(i));
     if constexpr (Sequence<T>::kPhases == 2) convolutions[1]->run(sequence.template phase<1>(i));
   }
+  if (sequence.steps.ends) convolutions[0]->run(sequence.template phase<0>(count));
 }
 
 // What the gates receive from outside the recurrence: W*x, for all steps at once, and the addends.

@@ -27,15 +27,9 @@ Tensor run_backwards(const Call& call, const Buffers& buffers, bool wants_hx) {
   const int64_t K = p.K;
   const int k = static_cast<int>(K);
   const Tensor carry = call.empty({p.N, p.H, p.W, K}), meet = meeting_place<T>(call);
-  const BackwardSteps steps{p.T, p.reverse, call.arguments.hx.has_value(), p.rows()};
+  const BackwardSteps steps{p.T, p.reverse, call.arguments.hx.has_value(), wants_hx, p.rows()};
   const auto of = [&](const PreparedConvolution<T>& U, const Tensor& d) {
     return U.of(p.N, {source<T>(data<const T>(d), d.size(4), d.size(4))});
-  };
-  // What the first step adds to the gradient of the state before it.
-  const auto finish = [&](const PreparedConvolution<T>& U, const Convolution<T>& of_next) {
-    if (!wants_hx) return;
-    const Convolution<T> conv = moved(of_next, steps.row(p.T - 1) * of_next.sources[0].channels);
-    U.run(Phase<T, StoreSums<T>>{conv, false, {data<T>(carry), K, true}});
   };
   const T *grad_output = data<const T>(buffers.grad_output), *gates = data<const T>(buffers.gates);
   const T* previous = data<const T>(buffers.previous);
@@ -46,10 +40,9 @@ Tensor run_backwards(const Call& call, const Buffers& buffers, bool wants_hx) {
     const CudnnBackward<T> sequence{
         steps,
         {of(U, buffers.hidden)},
-        {k, call.valid(0), grad_output, gates, previous, false, carried, d, hidden},
+        {k, call.valid(0), grad_output, gates, previous, false, false, carried, d, hidden},
         data<unsigned>(meet)};
     run(call, sequence, {&U});
-    finish(U, sequence.convolutions[0]);
     return carry;
   }
   PreparedConvolution<T> U_rz(call, {0, 2 * K, true}), U_n(call, {2 * K, K, true});
@@ -57,12 +50,11 @@ Tensor run_backwards(const Call& call, const Buffers& buffers, bool wants_hx) {
   const GruRcnBackward<T> sequence{
       steps,
       {of(U_rz, buffers.hidden), of(U_n, *buffers.hidden_n)},
-      {p.relu, k, call.valid(0), grad_output, gates, previous, false, carried, d, hidden,
+      {p.relu, k, call.valid(0), grad_output, gates, previous, false, false, carried, d, hidden,
        data<T>(*buffers.hidden_n)},
       {k, gates, previous, carried, d, hidden, rh},
       data<unsigned>(meet)};
   run(call, sequence, {&U_rz, &U_n});
-  finish(U_rz, sequence.convolutions[0]);
   return carry;
 }
 

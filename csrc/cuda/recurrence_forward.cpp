@@ -25,7 +25,7 @@ Addends<T> OutsideGates<T>::addends() const {
       data_or_null<T>(call_.arguments.bias_hh),
       static_cast<int>((p.cudnn ? 2 : 3) * p.K),
       data_or_null<T>(maps_),
-      p.pixels(),
+      static_cast<int>(p.pixels()),
       maps_image(),
       full_maps_ ? 3 * p.K : 0};
 }

@@ -6,10 +6,10 @@
 namespace convgru::cuda {
 
 // Rows of a window: for each row of the kernel those that its taps reach, one after the other, or overlapping
-// where an image is so narrow that some would come twice.
+// where an image is so narrow that some would come twice. After them one of zeros.
 template <class Config>
 struct WindowShape {
-  int step, rows;  // from one row of the kernel to the next; in all
+  int step, rows;  // from one row of the kernel to the next; in all, without the last
 
   template <class T>
   CONVGRU_HOST_DEVICE explicit WindowShape(const Convolution<T>& conv) {
@@ -17,7 +17,16 @@ struct WindowShape {
     step = conv.width < reached ? conv.width : reached;
     rows = (conv.kernel_h - 1) * step + reached;
   }
-  CONVGRU_HOST_DEVICE int elements() const { return rows * Config::kStrideA; }
+  // Of a window whose rows are so many elements apart.
+  CONVGRU_HOST_DEVICE int elements(int stride) const { return (rows + 1) * stride; }
+
+  // Of so many windows. Before a barrier.
+  template <class T>
+  CONVGRU_DEVICE void write_zeros(T* windows, int count, int stride) const {
+    for (int window = 0; window < count; ++window)
+      for (int i = threadIdx.x; i < stride; i += Config::kThreads)
+        windows[window * elements(stride) + rows * stride + i] = narrow<T>(compute_t<T>(0));
+  }
 };
 
 // What one thread copies of the windows of a tile, of kDepth channels after kDepth channels, source by
@@ -89,75 +98,51 @@ class WindowLoader {
   bool aligned_;
 };
 
-// Taps that a kernel has at most, a bit of a mask each.
+// Taps that a kernel has at most, for windows.
 constexpr int kMostTaps = 64;
 
-// Where the taps find the rows of kTiles tiles of a block: in the window, or a row of zeros where there is no
-// pixel. In shared memory.
-template <class T, class Config, int kTiles>
+// Which row of its window a tap finds under each row of a tile: that of zeros where there is no pixel. In
+// shared memory, tap by tap, for some tiles one after the other.
+template <class T, class Config>
 class Taps {
  public:
-  static constexpr int kRows = kTiles * Config::kTileRows;
-  static constexpr int kElements =
-      (kRows * 8 + kMostTaps * 4) / static_cast<int>(sizeof(T)) + Config::kStrideA;
+  CONVGRU_HOST_DEVICE static int elements(const Convolution<T>& conv, int tiles) {
+    const int taps = conv.kernel_h * conv.kernel_w;
+    return tiles * taps * Config::kTileRows * static_cast<int>(sizeof(uint16_t)) /
+           static_cast<int>(sizeof(T));
+  }
 
-  CONVGRU_DEVICE explicit Taps(T* shared)
-      : taps_of_rows_(reinterpret_cast<uint64_t*>(shared)),
-        shifts_(reinterpret_cast<int*>(taps_of_rows_ + kRows)),
-        zeros_(reinterpret_cast<T*>(shifts_ + kMostTaps)) {}
+  CONVGRU_DEVICE explicit Taps(T* shared) : rows_(reinterpret_cast<uint16_t*>(shared)) {}
 
   // Before a barrier. Tiles are row_step rows apart.
-  CONVGRU_DEVICE void find(const Convolution<T>& conv, int64_t first_row, int64_t row_step) const {
-    for (int i = threadIdx.x; i < kRows; i += Config::kThreads)
-      taps_of_rows_[i] =
-          taps_of_row(conv, first_row + i / Config::kTileRows * row_step + i % Config::kTileRows);
+  CONVGRU_DEVICE void find(const Convolution<T>& conv, int64_t first_row, int64_t row_step, int tiles) const {
+    constexpr int kAtOnce = Config::kThreads / Config::kTileRows;
     const WindowShape<Config> shape(conv);
-    for (int tap = threadIdx.x; tap < conv.kernel_h * conv.kernel_w; tap += Config::kThreads)
-      shifts_[tap] = (tap / conv.kernel_w * shape.step + tap % conv.kernel_w) * Config::kStrideA;
-    for (int i = threadIdx.x; i < Config::kStrideA; i += Config::kThreads)
-      zeros_[i] = narrow<T>(compute_t<T>(0));
+    const int taps = conv.kernel_h * conv.kernel_w, row = threadIdx.x % Config::kTileRows;
+    const int64_t rows = conv.batch * conv.height * conv.width;
+    for (int tile = 0; tile < tiles; ++tile, first_row += row_step) {
+      if (first_row >= rows) break;
+      const Place place = place_of(conv, first_row + row);
+      for (int tap = threadIdx.x / Config::kTileRows; tap < taps; tap += kAtOnce) {
+        const int y = tap / conv.kernel_w, x = tap % conv.kernel_w;
+        const bool has = place.has(y - conv.kernel_h / 2, x - conv.kernel_w / 2, conv.height, conv.width);
+        rows_[(tile * taps + tap) * Config::kTileRows + row] =
+            static_cast<uint16_t>(has ? row + y * shape.step + x : shape.rows);
+      }
+    }
   }
 
-  // Those of the rows that this thread gives to Products.
-  class Rows {
-    using Products = typename Config::Products;
-
-   public:
-    CONVGRU_DEVICE explicit Rows(const Taps& taps) : taps_(taps) {}
-
-    // After find() and a barrier.
-    CONVGRU_DEVICE void read(int tile) {
+  // Where those lie that this thread gives to Products, after find() and a barrier. tap: counted through the
+  // taps of all tiles. stride: between rows of the window.
+  template <int kDown>
+  CONVGRU_DEVICE void at(int tap, const T* window, int stride, const T* (&rows)[kDown]) const {
+    const uint16_t* const of_tap = rows_ + tap * Config::kTileRows;
 #pragma unroll
-      for (int i = 0; i < Products::kDown; ++i)
-        taps_of_row_[i] = taps_.taps_of_rows_[tile * Config::kTileRows + Products::row(i)];
-    }
-
-    CONVGRU_DEVICE void at(int tap, const T* window, const T* (&rows)[Products::kDown]) const {
-      const T* const shifted = window + taps_.shifts_[tap];
-#pragma unroll
-      for (int i = 0; i < Products::kDown; ++i)
-        rows[i] = taps_of_row_[i] >> tap & 1 ? shifted + Products::row(i) * Config::kStrideA : taps_.zeros_;
-    }
-
-   private:
-    const Taps& taps_;
-    uint64_t taps_of_row_[Products::kDown];
-  };
+    for (int i = 0; i < kDown; ++i) rows[i] = window + of_tap[Config::Products::row(i)] * stride;
+  }
 
  private:
-  // Bit i: there is a pixel under the i-th tap.
-  CONVGRU_DEVICE static uint64_t taps_of_row(const Convolution<T>& conv, int64_t row) {
-    const Place place = place_of(conv, row);
-    uint64_t taps = 0, bit = 1;
-    for (int dy = -(conv.kernel_h / 2); dy <= conv.kernel_h / 2; ++dy)
-      for (int dx = -(conv.kernel_w / 2); dx <= conv.kernel_w / 2; ++dx, bit <<= 1)
-        if (place.has(dy, dx, conv.height, conv.width)) taps |= bit;
-    return taps;
-  }
-
-  uint64_t* taps_of_rows_;
-  int* shifts_;
-  T* zeros_;
+  uint16_t* rows_;
 };
 
 // Steps of the depth with channels, of a piece that has so many.
@@ -167,13 +152,15 @@ CONVGRU_DEVICE int steps_of(int channels) {
   return channels > (Products::kSteps - 1) * Products::kStep ? Products::kSteps : 1;
 }
 
-// The shared memory of convolve_window_kernel: taps, two windows, a ring of weights; or then the sums.
+// The shared memory of convolve_window_kernel: rows of taps, two windows, a ring of weights; or then the
+// sums.
 template <class T, class Config>
 struct WindowRoom {
   static constexpr int kPieceElements = kDepth<T> * Config::kStrideB;
 
-  CONVGRU_HOST_DEVICE static size_t bytes(const Convolution<T>& conv) {
-    const size_t elements = Taps<T, Config, 1>::kElements + 2 * WindowShape<Config>(conv).elements() +
+  static size_t bytes(const Convolution<T>& conv) {
+    const size_t elements = Taps<T, Config>::elements(conv, 1) +
+                            2 * WindowShape<Config>(conv).elements(Config::kStrideA) +
                             Config::kStages * kPieceElements;
     const size_t all = elements * sizeof(T);
     return all > Config::kSumsBytes ? all : Config::kSumsBytes;
@@ -191,13 +178,13 @@ template <class T, class Config, class Epilogue>
 __global__ void __launch_bounds__(Config::kThreads, Config::kResidentBlocks) convolve_window_kernel(
     const __grid_constant__ Convolution<T> conv, const __grid_constant__ Epilogue epilogue) {
   using Products = typename Config::Products;
-  using BlockTaps = Taps<T, Config, 1>;
   constexpr int kPieceElements = WindowRoom<T, Config>::kPieceElements;
   const int64_t first_row = int64_t{blockIdx.x} * Config::kTileRows;
   const int first_column = blockIdx.y * Config::kTileColumns, taps = conv.kernel_h * conv.kernel_w;
   T* const shared = reinterpret_cast<T*>(dynamic_shared());
-  const int window_elements = WindowShape<Config>(conv).elements();
-  T* const windows = shared + BlockTaps::kElements;
+  const WindowShape<Config> shape(conv);
+  const int window_elements = shape.elements(Config::kStrideA);
+  T* const windows = shared + Taps<T, Config>::elements(conv, 1);
   T* const weights = windows + 2 * window_elements;
   WindowLoader<T, Config> window_loader(conv, first_row);
   WeightLoader<T, Config> weight_loader(conv, first_column);
@@ -215,33 +202,34 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kResidentBlocks) con
 
   // Of the next piece: its tap, chunk of channels and window, the rows there, whether all of its steps have
   // channels. Found before the barrier in front of its products.
-  const BlockTaps block_taps(shared);
-  typename BlockTaps::Rows tap_rows(block_taps);
+  const Taps<T, Config> tap_rows(shared);
   int tap = 0, chunk = 0;
   const T* window = windows;
   const T* rows[Products::kDown];
   bool all = steps_of<Products>(conv.channels_from(0)) == Products::kSteps;
   Products products;
+  const int left_offset = in_register(Products::left_offset());
+  const int right_offset = in_register(Products::right_offset());
   const auto add = [&](int, int stage) {
     if (all)
-      products.add(rows, weights + stage * kPieceElements);
+      products.add(rows, weights + right_offset + stage * kPieceElements);
     else
-      products.template add<1>(rows, weights + stage * kPieceElements);
+      products.template add<1>(rows, weights + right_offset + stage * kPieceElements);
     if (++tap == taps) {
       tap = 0;
       window = the_other(window);
       all = steps_of<Products>(conv.channels_from(++chunk)) == Products::kSteps;
     }
-    tap_rows.at(tap, window, rows);
+    tap_rows.at(tap, window + left_offset, Config::kStrideA, rows);
   };
 
   TileEpilogue<T, Config, Epilogue> tile_epilogue(conv, epilogue, first_row, first_column);
   const auto meanwhile = [&] {
-    block_taps.find(conv, first_row, 0);
-    __syncthreads();
-    tap_rows.read(0);
-    tap_rows.at(tap, window, rows);
     tile_epilogue.fetch();
+    tap_rows.find(conv, first_row, 0, 1);
+    shape.write_zeros(windows, 2, Config::kStrideA);
+    __syncthreads();
+    tap_rows.at(tap, window + left_offset, Config::kStrideA, rows);
   };
   add_pieces<Config::kStages, /*kAddFirst=*/true>(conv.pieces_of_columns(first_column), load, add, meanwhile);
   tile_epilogue.finish(products, shared);

@@ -123,6 +123,22 @@ def test_capture_in_a_graph(gpu_backend, variant):
         assert torch.equal(output, model(x)[0])
 
 
+def test_capture_of_a_loop_after_one_call(gpu_backend, monkeypatch):
+    """What is captured is what ran before, even if the library may look for its fastest algorithm: it cannot
+    while a graph is captured."""
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    cell = ConvGRUCell(64, 96, (1, 5), device="cuda", dtype=torch.bfloat16)  # 10^9 operations
+    x, h = (torch.randn(1, channels, 52, 67, device="cuda", dtype=torch.bfloat16) for channels in (64, 96))
+    with use_backend(gpu_backend), torch.no_grad():
+        expected = cell(x, cell(x, h))
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            output = cell(x, cell(x, h))
+        graph.replay()
+    torch.testing.assert_close(output, expected)
+
+
 def test_autocast(gpu_backend):
     cell = ConvGRUCell(16, 16, device="cuda")
     x, h = torch.randn(2, 1, 16, 9, 9, device="cuda").unbind()
