@@ -7,23 +7,24 @@ import argparse
 import re
 
 from . import numerics
-from .bench.workloads import select
+from .bench.workloads import MODELS, WORKLOADS, select
 from .eager import VARIANTS
 
+_MOST = 10**6  # of anything, so that no product of sizes is too large
 _ITEM_SIZES = {"float32": 4, "float64": 8, "bfloat16": 2, "float16": 2}
 
 
 def _pair(text: str) -> tuple[int, int]:
     """3 or 1x5."""
     match = re.fullmatch(r"(\d+)(?:x(\d+))?", text)
-    if match is None or int(match[1]) == 0 or match[2] == "0":
+    if match is None:
         raise argparse.ArgumentTypeError(f"expected a positive integer or two, as 1x5, got {text!r}")
-    return int(match[1]), int(match[2] or match[1])
+    return _positive(match[1]), _positive(match[2] or match[1])
 
 
 def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"expected a positive integer, got {text!r}")
+    if not text.isdecimal() or not 1 <= int(text) <= _MOST:
+        raise argparse.ArgumentTypeError(f"expected an integer from 1 to {_MOST}, got {text!r}")
     return int(text)
 
 
@@ -54,6 +55,8 @@ def run(args: argparse.Namespace) -> str:
     (H, W) = args.image
     kernels: tuple[tuple[int, int], ...] = (args.kernel_size,)
     if args.row is not None:
+        if args.row in MODELS:
+            raise ValueError(f"--row: expected a layer, {', '.join(WORKLOADS)}; got the model {args.row!r}")
         (row,) = select((args.row,))
         T, N, C, K, H, W = row.steps, row.batch_cpu, row.input_size, row.hidden_size, row.height, row.width
         T, kernels = (1 if row.form == "loop" else T), row.kernels

@@ -35,8 +35,9 @@ def test_row_of_the_benchmark_has_a_table_for_each_cell(capsys):
     [
         (["--kernel-size", "4"], "--kernel-size: expected odd numbers, got 4x4"),
         (["--row", "pool9"], "unknown workload 'pool9': expected one of gru_rcn_pool2"),
+        (["--row", "raft_e2e"], "--row: expected a layer, gru_rcn_pool2, "),
     ],
-    ids=["even-kernel", "unknown-row"],
+    ids=["even-kernel", "unknown-row", "no-layer"],
 )
 def test_refused_request(options, words, capsys):
     assert cli.main(["plan", *options]) == 2
@@ -47,11 +48,13 @@ def test_refused_request(options, words, capsys):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--image", "0x3"], "expected a positive integer or two, as 1x5, got '0x3'"),
-        (["-T", "-1"], "expected a positive integer, got '-1'"),
+        (["--image", "3x"], "expected a positive integer or two, as 1x5, got '3x'"),
+        (["--image", "0x3"], "expected an integer from 1 to 1000000, got '0'"),
+        (["-T", "-1"], "expected an integer from 1 to 1000000, got '-1'"),
+        (["-T", "9" * 20], "expected an integer from 1 to 1000000, got '99999999999999999999'"),
         (["--dtype", "int8"], "invalid choice: 'int8'"),
     ],
-    ids=["no-pixels", "negative-steps", "unknown-dtype"],
+    ids=["no-size", "no-pixels", "negative-steps", "too-many-steps", "unknown-dtype"],
 )
 def test_bad_option(options, words, capsys):
     with pytest.raises(SystemExit) as exit:

@@ -57,7 +57,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _names(text: str) -> tuple[str, ...]:
     """A comma-separated list; "none" is an empty one."""
-    return () if text == "none" else tuple(name.strip() for name in text.split(",") if name.strip())
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    if not names:
+        raise argparse.ArgumentTypeError(f"expected names, or none, got {text!r}")
+    return () if names == ("none",) else names
 
 
 def run(args: argparse.Namespace) -> int:
@@ -108,6 +111,7 @@ def _show(path: Path, rows: Sequence[str] | None, folder: Path | None) -> int:
 def _run(plan: Plan) -> int:
     from . import plots, report, suite, tables
 
+    plan.plots.mkdir(parents=True, exist_ok=True)  # rather found out now than at the end
     document = suite.start(plan)
     try:
         with report.progress(suite.count_steps(plan)) as bar:

@@ -103,6 +103,20 @@ def test_bad_requests(options: list[str], words: str, capsys: pytest.CaptureFixt
     assert words in err and err.startswith("bench: ") and err.count("\n") == 1 and out == ""
 
 
+def test_no_names(capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as exit:
+        bench("--rows", " , ")
+    assert exit.value.code == 2 and "--rows: expected names, or none, got ' , '" in capsys.readouterr().err
+
+
+def test_a_folder_for_plots_that_cannot_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found out before anything is measured."""
+    monkeypatch.setattr(measure, "measure_mode", None)
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="file"):
+        bench("--rows", "tiny", "--video", "none", "--plots", "file/plots")
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_no_gpu(capsys: pytest.CaptureFixture) -> None:
     assert bench("--video", "none", "--device", "cuda") == 2
