@@ -302,6 +302,17 @@ def test_one_kernel_for_a_single_step_forward(library, backend, dtype, options):
         assert torch.equal(*outputs)
 
 
+@pytest.mark.parametrize(("width", "launches"), [(20, 2), (26, 0)])
+def test_one_kernel_instead_of_the_library(library, backend, width, launches):
+    """Unless its blocks have more than two tiles."""
+    sample = Sample("tiles", T=2, N=1, C=8, K=16, H=5, W=width)
+    before = library.cuda_on_host_cooperative_launches()
+    output, gradients = run(backend(resident_blocks=1, by_library=True), sample, torch.bfloat16)
+    assert library.cuda_on_host_cooperative_launches() == before + launches
+    assert_close_to_reference(output, reference(sample, torch.bfloat16)[0])
+    assert_gradients_close(gradients, reference(sample, torch.bfloat16)[1])
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(("resident_blocks", "width", "launches"), [(24, 9, 2), (3, 9, 2), (2, 40, 1)])
 def test_one_kernel_for_a_single_step_backwards(library, backend, dtype, resident_blocks, width, launches):

@@ -1,6 +1,7 @@
 // The recurrence on a GPU. Inside, everything is channels last: (T,N,H,W,channels).
 #pragma once
 #include <algorithm>
+#include <climits>
 #include <cstdio>
 #include <cstdlib>
 #include <optional>
@@ -175,6 +176,13 @@ inline bool may_be_one_kernel(const Call& call) {
   return call.p.T > 1 || !prefers_library(call);
 }
 
+// Tiles that a block may have, one after the other, before another way is faster: kernels that have all
+// pixels at once for a single step backwards, which begins without a convolution, or the library.
+inline int most_tiles(const Call& call) {
+  if (call.p.T == 1 && call.backward) return 1;
+  return prefers_library(call) ? 2 : INT_MAX;
+}
+
 // Rows of the hidden weight; transposed: as the gradient of their outputs goes back to the inputs.
 struct HiddenRows {
   int64_t first, count;
@@ -337,9 +345,7 @@ void run(
     const Call& call, const Sequence<T>& sequence, const std::vector<PreparedConvolution<T>*>& convolutions) {
   const int64_t count = sequence.steps.count;
   SequencePlan plan = may_be_one_kernel(call) ? sequence_plan(sequence) : SequencePlan{};
-  // A single step backwards begins without a convolution, by what a kernel of its own does faster for many
-  // pixels.
-  if (count == 1 && call.backward && plan.tiles > 1) plan = {};
+  if (plan.tiles > most_tiles(call)) plan = {};
   const bool at_once = plan.down > 0;
   say_how<T, Sequence>(call, plan);
   prepare_weights(call, convolutions, at_once ? sequence.meet : nullptr);
