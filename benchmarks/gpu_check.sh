@@ -55,7 +55,7 @@ run_profile() {
 # What kernels of a sequence, and one of a convolution, spend their cycles on.
 run_ncu() {
   local of
-  for of in sequence_kernel:gru_rcn_stream sequence_kernel:matting_coarse convolve_window_kernel:matting_hd; do
+  for of in sequence_kernel:gru_rcn_stream sequence_kernel:matting_coarse convolve_window_kernel:raft_sep; do
     ncu --set full --kernel-name regex:${of%:*} --launch-count 1 --clock-control none $PYTHON benchmarks/gpu_kernels.py \
       ${of#*:} --contenders cuda --only-run
   done

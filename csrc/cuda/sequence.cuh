@@ -51,15 +51,7 @@ class PartLoader {
  public:
   // Their rows are so many elements apart.
   CONVGRU_DEVICE PartLoader(const Convolution<T>& conv, const FlatDepth& depth, int64_t first_row, int stride)
-      : conv_(conv),
-        depth_(depth),
-        shape_(conv),
-        first_pixel_(first_row - conv.kernel_h / 2 * conv.width - conv.kernel_w / 2),
-        stride_(stride) {
-    const int64_t left = conv.batch * conv.height * conv.width - first_pixel_;
-    begin_ = first_pixel_ < 0 ? static_cast<int>(-first_pixel_) : 0;
-    end_ = left < (1 << 30) ? static_cast<int>(left) : 1 << 30;
-  }
+      : conv_(conv), depth_(depth), pixels_(conv, first_row), stride_(stride) {}
 
   // Starts to copy so many channels from `channel` of the depth on.
   CONVGRU_DEVICE void load(int channel, int count, T* window) const {
@@ -69,42 +61,20 @@ class PartLoader {
     const int row = threadIdx.x / lanes;
     for (int i = threadIdx.x % lanes * kVector<T>; i < count; i += lanes * kVector<T>) {
       const bool is_first = channel + i < depth_.first;
+      const Source<T>& source = conv_.sources[is_first ? 0 : 1];
       const int of_source = channel + i - (is_first ? 0 : depth_.first);
-      load_rows(
-          conv_.sources[is_first ? 0 : 1], of_source, row, Config::kThreads / lanes,
-          window + row * stride_ + i);
+      pixels_.load(
+          source.data, pixels_.offset(source, of_source) + row * source.pixel_stride, source.pixel_stride,
+          channels_left<T>(source.channels, of_source), is_aligned(source), row, Config::kThreads / lanes,
+          window + row * stride_ + i, stride_);
     }
   }
 
  private:
-  // Some channels of the rows from `row` on that are so far apart.
-  CONVGRU_DEVICE void load_rows(const Source<T>& source, int channel, int row, int apart, T* to) const {
-    const int left = channels_left<T>(source.channels, channel);
-    const bool aligned = is_aligned(source);
-    const int64_t pixel_stride = source.pixel_stride;
-    // Between the rows of the kernel pixels are left out that no tap reaches.
-    const int between = conv_.width - shape_.step;
-    int64_t from = (first_pixel_ + row) * pixel_stride + channel;
-    for (int i = row, within = i, pixel = i; i < shape_.rows; i += apart) {
-      if (between > 0 && within >= shape_.step) {
-        within -= shape_.step;
-        pixel += between;
-        from += between * pixel_stride;
-      }
-      if (pixel >= begin_ && pixel < end_)
-        load_channels(source.data + (left > 0 ? from : 0), left, aligned, to);
-      within += apart;
-      pixel += apart;
-      from += apart * pixel_stride;
-      to += apart * stride_;
-    }
-  }
-
   const Convolution<T>& conv_;
   FlatDepth depth_;
-  WindowShape<Config> shape_;
-  int64_t first_pixel_;  // of the window; from there to the pixels that there are
-  int begin_, end_, stride_;
+  WindowPixels<Config> pixels_;
+  int stride_;
 };
 
 // The tiles of one phase that belong to a block, and the weights for them.

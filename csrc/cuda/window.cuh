@@ -29,41 +29,69 @@ struct WindowShape {
   }
 };
 
+// The pixels of the window of a tile.
+template <class Config>
+class WindowPixels {
+ public:
+  template <class T>
+  CONVGRU_DEVICE WindowPixels(const Convolution<T>& conv, int64_t first_row)
+      : shape_(conv),
+        between_(conv.width - shape_.step),
+        first_(first_row - conv.kernel_h / 2 * conv.width - conv.kernel_w / 2) {
+    const int64_t left = conv.batch * conv.height * conv.width - first_;
+    begin_ = first_ < 0 ? static_cast<int>(-first_) : 0;
+    end_ = left < (1 << 30) ? static_cast<int>(left) : 1 << 30;
+  }
+
+  // Some channels of the pixel in the first row.
+  template <class T>
+  CONVGRU_DEVICE int64_t offset(const Source<T>& source, int channel) const {
+    return first_ * source.pixel_stride + channel;
+  }
+
+  // Starts to copy so many channels, of kVector<T>, of the pixels in `row` and those `apart` from one to the
+  // next, to rows that are `stride` elements apart. from: where the first is in data.
+  template <class T>
+  CONVGRU_DEVICE void load(
+      const T* data, int64_t from, int64_t pixel_stride, int count, bool aligned, int row, int apart, T* to,
+      int stride) const {
+    for (int i = row, within = i, pixel = i; i < shape_.rows; i += apart) {
+      // Between the rows of the kernel pixels are left out that no tap reaches.
+      if (between_ > 0 && within >= shape_.step) {
+        within -= shape_.step;
+        pixel += between_;
+        from += between_ * pixel_stride;
+      }
+      if (pixel >= begin_ && pixel < end_) load_channels(data + (count > 0 ? from : 0), count, aligned, to);
+      within += apart;
+      pixel += apart;
+      from += apart * pixel_stride;
+      to += apart * stride;
+    }
+  }
+
+ private:
+  WindowShape<Config> shape_;
+  int between_;
+  int64_t first_;  // from there to the pixels that there are:
+  int begin_, end_;
+};
+
 // What one thread copies of the windows of a tile, of kDepth channels after kDepth channels, source by
 // source.
 template <class T, class Config>
 class WindowLoader {
  public:
   CONVGRU_DEVICE WindowLoader(const Convolution<T>& conv, int64_t first_row)
-      : conv_(conv),
-        shape_(conv),
-        first_pixel_(first_row - conv.kernel_h / 2 * conv.width - conv.kernel_w / 2) {
-    const int64_t left = conv.batch * conv.height * conv.width - first_pixel_;
-    begin_ = first_pixel_ < 0 ? static_cast<int>(-first_pixel_) : 0;
-    end_ = left < (1 << 30) ? static_cast<int>(left) : 1 << 30;
+      : conv_(conv), pixels_(conv, first_row) {
     begin_source(0);
   }
 
   // Starts to copy the next one.
   CONVGRU_DEVICE void load_next(T* window) {
-    const int row = threadIdx.x / kVectors;
-    const int left = channels_left<T>(channels_, channel_);
-    // Between the rows of the kernel pixels are left out that no tap reaches.
-    const int between = conv_.width - shape_.step;
-    int64_t from = from_;
-    T* to = window + row * Config::kStrideA + first_channel();
-    for (int i = row, within = i, pixel = i; i < shape_.rows; i += kAtOnce) {
-      if (between > 0 && within >= shape_.step) {
-        within -= shape_.step;
-        pixel += between;
-        from += between * pixel_stride_;
-      }
-      if (pixel >= begin_ && pixel < end_) load_channels(data_ + (left > 0 ? from : 0), left, aligned_, to);
-      within += kAtOnce;
-      pixel += kAtOnce;
-      from += kAtOnce * pixel_stride_;
-      to += kAtOnce * Config::kStrideA;
-    }
+    pixels_.load(
+        data_, from_, pixel_stride_, channels_left<T>(channels_, channel_), aligned_, row(), kAtOnce,
+        window + row() * Config::kStrideA + first_channel(), Config::kStrideA);
     from_ += kDepth<T>;
     channel_ += kDepth<T>;
     if (channel_ - first_channel() >= channels_ && source_ + 1 < conv_.source_count)
@@ -74,6 +102,7 @@ class WindowLoader {
   static constexpr int kVectors = kDepth<T> / kVector<T>, kAtOnce = Config::kThreads / kVectors;
   static_assert(kAtOnce <= Config::kTileRows);
 
+  CONVGRU_DEVICE static int row() { return threadIdx.x / kVectors; }
   CONVGRU_DEVICE static int first_channel() { return threadIdx.x % kVectors * kVector<T>; }
 
   CONVGRU_DEVICE void begin_source(int index) {
@@ -84,13 +113,11 @@ class WindowLoader {
     pixel_stride_ = source.pixel_stride;
     channel_ = first_channel();
     data_ = source.data;
-    from_ = (first_pixel_ + threadIdx.x / kVectors) * pixel_stride_ + channel_;
+    from_ = pixels_.offset(source, channel_) + row() * pixel_stride_;
   }
 
   const Convolution<T>& conv_;
-  WindowShape<Config> shape_;
-  int64_t first_pixel_;  // of the window; from there to the pixels that there are
-  int begin_, end_;
+  WindowPixels<Config> pixels_;
   // Of what is copied next.
   int source_, channels_, channel_;
   int64_t pixel_stride_, from_;
