@@ -116,8 +116,8 @@ void for_sequence_configs(bool tf32, const F& f) {
     if (sizeof(T) == 2 || tf32) {
       constexpr int kNarrowest = kCudnnForward ? 3 * kCudnnGroup : 8;
       matrix.template operator()<kNarrowest>();
-      matrix.template
-      operator()<kNarrowest, InParts>();  // where the weights of wider ones would not fit either
+      // Where these weights leave too little room for whole windows, those of wider tiles would not fit.
+      matrix.template operator()<kNarrowest, InParts>();
       if constexpr (!kCudnnForward) {
         matrix.template operator()<16>();
         matrix.template operator()<32>();
@@ -156,13 +156,15 @@ SequencePlan plan_sequence(const Sequence<T>& sequence) {
 template <class T, template <class> class Sequence>
 SequencePlan sequence_plan(const Sequence<T>& sequence) {
   const Convolution<T>& conv = sequence.convolutions[0];
+  const int processors = multiprocessors();
   SequencePlan best{};
   int fewest = 0;
   for_sequence_configs<T, Sequence>(conv.tf32, [&]<class Config>(int number, Config) {
+    if (fewest == 1) return;  // there is nothing better
     SequencePlan plan = plan_sequence<Config>(sequence);
     if (plan.down == 0) return;
     plan.config = number;
-    const int tiles = plan.tiles * ((plan.blocks() + multiprocessors() - 1) / multiprocessors());
+    const int tiles = plan.tiles * ((plan.blocks() + processors - 1) / processors);
     if (best.down > 0 && tiles >= fewest) return;
     best = plan;
     fewest = tiles;
