@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Everything that only a GPU can show, in stages; each stage alone by its name. Small files in $OUT.
-#   benchmarks/gpu_check.sh [build] [test] [errors] [sanitize] [bench] [triton] [profile] [ncu] [ways] [tune] [compiled] [compare]
-# No stage: all but the last four, which take long. Needs Python with a CUDA build of torch >= 2.11, nvcc, a GPU;
+#   benchmarks/gpu_check.sh [build] [test] [errors] [sanitize] [bench] [triton] [profile] [ncu] [wgmma] [ways] [tune] [compiled] [compare]
+# No stage: all but the last five, which take long. Needs Python with a CUDA build of torch >= 2.11, nvcc, a GPU;
 # no network, nothing installed.
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -30,7 +30,8 @@ run_sanitize() {
       compute-sanitizer --tool $tool --error-exitcode 1 --kernel-name kns=convgru $PYTHON -c \
         "import sys, pytest, torch; torch.backends.cudnn.enabled = '$tool' != 'racecheck'; sys.exit(pytest.main(sys.argv[1:]))" \
         -q -p no:cacheprovider tests/gpu \
-        -k "cuda and kept and not reverse and torch.$dtype and (one-step-hx or channels-of-16-1x5 or everything)" \
+        -k "torch.$dtype and (cuda and kept and not reverse and (one-step-hx or channels-of-16-1x5 or everything) or \
+            warpgroups and 31)" \
         >"$OUT/$tool-$dtype.log" 2>&1 &
       processes+=($!)
     done
@@ -59,6 +60,11 @@ run_ncu() {
     ncu --set full --kernel-name regex:${of%:*} --launch-count 1 --clock-control none $PYTHON benchmarks/gpu_kernels.py \
       ${of#*:} --contenders cuda --only-run
   done
+}
+# The CUDA backend once more with convolutions by warpgroups where they suit.
+run_wgmma() {
+  CONVGRU_FUSED_WGMMA=1 bench --rows $ALL --backend cuda --graphs --peers graphed --repetitions 6 \
+    --json "$OUT/bfloat16-wgmma.json"
 }
 # The CUDA backend once more by the ways that are measured first; $OUT/cuda_ways.txt says which they are.
 run_ways() {

@@ -15,10 +15,11 @@ ROOT = Path(__file__).parents[1]
 CSRC = ROOT / "csrc"
 NVCC = shutil.which("nvcc")
 PTXAS = NVCC and Path(NVCC).resolve().with_name("ptxas")
-# Of each virtual architecture, the machines that it is assembled for. The kernels nowhere ask for the
-# architecture, so nvcc 13.0 makes the same PTX for 80, 86, 89 and 90a, and for 100 and 120, but for its
-# target; to make it takes twice as long as to assemble it.
+# Of each virtual architecture, the machines that it is assembled for. The kernels ask for the architecture
+# only where 16-bit types have the matrix units of 90a, so nvcc 13.0 else makes the same PTX for 80, 86, 89
+# and 90a, and for 100 and 120, but for its target; to make it takes twice as long as to assemble it.
 ARCHITECTURES = {"80": ("80", "86", "89", "90a"), "100": ("100", "120")}
+ARCHITECTURES_OF_16_BITS = {"80": ("80", "86", "89"), "90a": ("90a",), "100": ("100", "120")}
 MACHINES = tuple(machine for machines in ARCHITECTURES.values() for machine in machines)
 # Registers at most, of any type on any architecture: what `python tests/test_cuda_builds.py` prints (nvcc
 # 13.0).
@@ -29,8 +30,11 @@ MOST_REGISTERS = {
     "convolve_kernel plain 96": 200,
     "convolve_window_kernel matrix 64": 158,
     "convolve_window_kernel matrix 96": 218,
+    "convolve_window_kernel warpgroup 64": 119,
+    "convolve_window_kernel warpgroup 96": 123,
+    "convolve_window_kernel warpgroup 128": 128,
     "elementwise_kernel": 128,
-    "pack_kernel": 44,
+    "pack_kernel": 46,
     "previous_states_kernel": 50,
     "sequence_kernel matrix 8": 135,
     "sequence_kernel matrix 16": 154,
@@ -61,7 +65,7 @@ def family(name: str) -> str:
     match = re.match(r"void convgru::cuda::(\w+)<(.*)>\(", name)
     assert match, name
     kernel, arguments = match.groups()
-    config = re.search(r"(Plain|Matrix)Config<[^,]*, (?:\(int\))?(\d+)", arguments)
+    config = re.search(r"(Plain|Matrix|Warpgroup)Config<[^,]*, (?:\(int\))?(\d+)", arguments)
     return f"{kernel} {config[1].lower()} {config[2]}" if config else kernel
 
 
@@ -84,30 +88,42 @@ def resources(report: str) -> dict[str, tuple[int, int]]:
 def compiled(folder: Path) -> dict[str, dict[str, dict[str, tuple[int, int]]]]:
     """By machine and type the resources of all kernels."""
 
-    def one(job: tuple[str, Path]) -> dict[str, dict[str, tuple[int, int]]]:
-        architecture, source = job
+    def one(job: tuple[str, tuple[str, ...], Path]) -> dict[str, dict[str, tuple[int, int]]]:
+        architecture, machines, source = job
         ptx = folder / f"{source.stem}.compute_{architecture}.ptx"
         run(NVCC, *FLAGS, "-ptx", f"-arch=compute_{architecture}", source, "-o", ptx)
         reports = {}
-        for machine in ARCHITECTURES[architecture]:
+        for machine in machines:
             target = folder / f"{source.stem}.sm_{machine}.cubin"
-            reports[machine] = resources(run(PTXAS, "-v", f"-arch=sm_{machine}", ptx, "-o", target))
+            said = run(PTXAS, "-v", f"-arch=sm_{machine}", ptx, "-o", target)
+            assert "serialized" not in said  # products by warpgroups, each waited for
+            reports[machine] = resources(said)
         return reports
 
-    jobs = [(architecture, source) for source in SOURCES for architecture in ARCHITECTURES]
+    jobs = [
+        (architecture, machines, source)
+        for source in SOURCES
+        for architecture, machines in (
+            ARCHITECTURES_OF_16_BITS if "16" in source.stem else ARCHITECTURES
+        ).items()
+    ]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         reports = list(pool.map(one, jobs))
     found: dict[str, dict[str, dict[str, tuple[int, int]]]] = {machine: {} for machine in MACHINES}
-    for (_, source), of_machines in zip(jobs, reports, strict=True):
+    for (_, _, source), of_machines in zip(jobs, reports, strict=True):
         for machine, report in of_machines.items():
             found[machine][source.stem.removeprefix("kernels_")] = report
     return found
 
 
-def test_nothing_asks_for_the_architecture():
+def test_one_place_asks_for_the_architecture():
     """But whether there is one. So that the PTX of one serves others."""
+    asked = {}
     for source in CSRC.glob("**/*.*"):
-        assert "__CUDA_ARCH" not in source.read_text().replace("defined(__CUDA_ARCH__)", ""), source
+        text = source.read_text().replace("defined(__CUDA_ARCH__)", "")
+        if "__CUDA_ARCH" in text:
+            asked[source.name] = re.findall(r"__CUDA_ARCH\w*", text)
+    assert asked == {"ptx.cuh": ["__CUDA_ARCH_FEAT_SM90_ALL"]}
 
 
 @pytest.fixture(scope="module")
@@ -139,13 +155,17 @@ def test_registers_and_spills(kernels, machine):
     ],
 )
 def test_instructions(kernels, folder, machine, dtype, instruction):
-    """Of the machine: products by the matrix units, operands by ldmatrix, copies past the registers."""
+    """Of the machine: products by its matrix units, operands by ldmatrix, copies past the registers."""
     triton = pytest.importorskip("triton")  # whose wheel brings the tool; not every toolkit does
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     cubin = folder / f"kernels_{dtype}.sm_{machine}.cubin"
     code = subprocess.run([tool, "-sass", cubin], capture_output=True, text=True, check=True).stdout
     for needed in (instruction, "LDGSTS", *(["LDSM"] if instruction.startswith("HMMA") else [])):
         assert needed in code
+    by_warpgroups = machine == "90a" and "16" in dtype
+    for columns in (64, 96, 128):
+        kind = ".BF16" if dtype == "bfloat16" else ""
+        assert (f"HGMMA.64x{columns}x16.F32{kind} " in code) == by_warpgroups
 
 
 def test_what_has_no_kernels(tmp_path):

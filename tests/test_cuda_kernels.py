@@ -107,7 +107,7 @@ class _HostRun(torch.autograd.Function):
 def backend(library, monkeypatch):
     """The name of the backend on the host, of which run() knows; the arguments of backend() set how it runs:
     resident_blocks is the size of the GPU, 0 if it cannot run a sequence by one kernel; by_library leaves the
-    convolutions of the steps to PyTorch."""
+    convolutions of the steps to PyTorch; with warpgroups they are theirs where they suit."""
     options = {"tf32": False}
 
     def conv_gru(*args, save_gates):
@@ -117,7 +117,8 @@ def backend(library, monkeypatch):
     name = "cuda on the host"
     monkeypatch.setitem(BACKENDS, name, Backend(name, "", lambda: "", lambda problem: [], conv_gru))
 
-    def configure(seed=0, tf32=False, resident_blocks=24, by_library=False):
+    def configure(seed=0, tf32=False, resident_blocks=24, by_library=False, warpgroups=False):
+        library.cuda_on_host_warpgroups(warpgroups)
         library.cuda_on_host_least_operations_of_library(ctypes.c_double(0 if by_library else 1e300))
         library.cuda_on_host_seed(seed)
         library.cuda_on_host_resident_blocks(resident_blocks)
@@ -220,6 +221,44 @@ def test_windows(backend, variant, shape, kernel, resident_blocks, tf32):
     as_precise = torch.float16 if tf32 else dtype
     assert_close_to_reference(output, expected_output, tolerance=TOLERANCES[as_precise, "output"])
     assert_gradients_close(gradients, expected_gradients, tolerance=TOLERANCES[as_precise, "gradients"])
+
+
+@pytest.mark.parametrize("variant", SMOOTH_VARIANTS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    ("shape", "kernel"),
+    [
+        ((20, 40, 13, 17), (3, 3)),
+        ((3, 72, 3, 90), (3, 3)),
+        ((8, 5, 1, 300), (3, 3)),
+        ((8, 16, 2, 130), (1, 3)),
+        ((17, 33, 12, 70), (5, 1)),
+        ((4, 64, 5, 75), (5, 7)),
+    ],
+    ids=str,
+)
+def test_warpgroups(backend, variant, dtype, shape, kernel, monkeypatch, capfd):
+    """Tiles of all their widths, some in several tiles of rows and columns, and chunks of channels."""
+    C, K, H, W = shape
+    monkeypatch.setenv("CONVGRU_FUSED_VERBOSE", "1")
+    sample = Sample("window", T=2, N=1, C=C, K=K, H=H, W=W, kernel=kernel, variant=variant, hx=True)
+    expected_output, expected_gradients = reference(sample, dtype)
+    results = [run(backend(seed, resident_blocks=0, warpgroups=True), sample, dtype) for seed in range(2)]
+    assert capfd.readouterr().err.count("convolutions by our own of warpgroups") == 4
+    for output, gradients in results:
+        assert torch.equal(output, results[0][0])
+        assert_same_bits(gradients, results[0][1])
+        assert_close_to_reference(output, expected_output)
+        assert_gradients_close(gradients, expected_gradients)
+
+
+@pytest.mark.parametrize("sample", list(sample_inputs()), ids=str)
+def test_warpgroups_where_they_suit(backend, sample):
+    """Else what there is without them."""
+    output, gradients = run(backend(resident_blocks=0, warpgroups=True), sample, torch.bfloat16)
+    expected_output, expected_gradients = reference(sample, torch.bfloat16)
+    assert_close_to_reference(output, expected_output)
+    assert_gradients_close(gradients, expected_gradients)
 
 
 def assert_same_bits(gradients, expected_gradients):

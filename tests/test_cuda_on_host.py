@@ -26,6 +26,7 @@ RIGHT = (
     "shared",
     "shuffle",
     "sum",
+    "warpgroup",
     "write",
 )
 CRASH = ""  # nothing is said: the process ends at the guard
@@ -41,6 +42,13 @@ FAULTS = {
     "read-out-of-bounds": CRASH,
     "shared-out-of-bounds": CRASH,
     "sum-without-barrier": "wrong sum",
+    "warpgroup-beyond": "wgmma: reads beyond shared memory",
+    "warpgroup-factors-change": "wrong product",
+    "warpgroup-weights-change": "wrong product",
+    "warpgroup-without-commit": "returns while products are under way",
+    "warpgroup-without-fence": "wgmma: without wgmma.fence before it",
+    "warpgroup-without-proxy-fence": "wgmma: what cp.async copied is read without fence.proxy.async",
+    "warpgroup-without-wait": "wrong product",
     "write-not-all": "an output was not written",
 }
 SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer")

@@ -54,16 +54,35 @@ void convolve_by_pieces(const Convolution<T>& conv, const Epilogue& epilogue, St
   convolve_by<Config>(convolve_kernel<T, Config, Epilogue>, Config::shared_bytes(), conv, epilogue, stream);
 }
 
+template <class Config, class T, class Epilogue>
+void convolve_by_windows(const Convolution<T>& conv, const Epilogue& epilogue, Stream stream) {
+  convolve_by<Config>(
+      convolve_window_kernel<T, Config, Epilogue>, WindowRoom<T, Config>::bytes(conv), conv, epilogue,
+      stream);
+}
+
+// The widest tile that divides the packed columns.
+template <class T, class Epilogue>
+void convolve_by_warpgroups(const Convolution<T>& conv, const Epilogue& epilogue, Stream stream) {
+  if constexpr (kThreeGates<Epilogue>)
+    convolve_by_windows<WarpgroupConfig<T, kCudnnColumns>>(conv, epilogue, stream);
+  else if (conv.columns % kWarpgroupColumns == 0)
+    convolve_by_windows<WarpgroupConfig<T, kWarpgroupColumns>>(conv, epilogue, stream);
+  else
+    convolve_by_windows<WarpgroupConfig<T, kColumns>>(conv, epilogue, stream);
+}
+
 template <class T, template <class> class Epilogue>
 void convolve(const Convolution<T>& conv, const Epilogue<T>& epilogue, Stream stream) {
   constexpr int kTileColumns = kThreeGates<Epilogue<T>> ? kCudnnColumns : kColumns;
+  if constexpr (sizeof(T) == 2)
+    if (conv.by_warpgroups) return convolve_by_warpgroups(conv, epilogue, stream);
   if constexpr (sizeof(T) <= 4) {
     if (sizeof(T) == 2 || conv.tf32) {
       using Windowed = WindowConfig<T, kTileColumns>;
       using Room = WindowRoom<T, Windowed>;
       if (Room::suits(conv) && Room::bytes(conv) <= shared_bytes_of_two_blocks())
-        return convolve_by<Windowed>(
-            convolve_window_kernel<T, Windowed, Epilogue<T>>, Room::bytes(conv), conv, epilogue, stream);
+        return convolve_by_windows<Windowed>(conv, epilogue, stream);
       return convolve_by_pieces<MatrixConfig<T, kTileColumns>>(conv, epilogue, stream);
     }
   }

@@ -39,12 +39,15 @@ constexpr int kDepthBytes = 64;
 // Columns of a tile. Those of "cudnn" are groups of r, z and n of the same hidden channels, which must not be
 // torn apart.
 constexpr int kColumns = 64, kCudnnGroup = 16, kCudnnColumns = 2 * 3 * kCudnnGroup;
+constexpr int kWarpgroupColumns = 128;
 
 constexpr int padded(int count, int unit) {
   return (count + unit - 1) / unit * unit;
 }
 template <class T>
 constexpr int kDepth = kDepthBytes / static_cast<int>(sizeof(T));  // in channels
+
+constexpr int kGroup = 8;  // of 16 bits
 
 constexpr int kMostSources = 2;
 
@@ -73,12 +76,14 @@ struct Weights {
   int count;
   int kernel_h, kernel_w;
   int out;
-  bool cudnn;  // 3K outputs, packed by groups
+  bool cudnn;          // 3K outputs, packed by groups
+  bool by_warpgroups;  // packed for those
 
   // Columns of the packed weights.
   int columns() const { return cudnn ? padded(out / 3, kCudnnColumns / 3) * 3 : padded(out, kColumns); }
   // Elements of the packed weights, [part][channel / kDepth][tap][channel % kDepth][column], channels padded
-  // to kDepth by zeros.
+  // to kDepth by zeros. Or by_warpgroups kGroup channels of a column together: after the tap
+  // [channel % kDepth / kGroup][column][channel % kGroup].
   int64_t packed_size() const {
     int64_t depth = 0;
     for (int p = 0; p < count; ++p) depth += padded(parts[p].channels, kDepth<T>);
@@ -115,8 +120,9 @@ struct Convolution {
   int out;
   int narrow_from;  // output channels from here on see only the first source
   const T* packed;
-  int columns;  // of packed
-  bool tf32;    // of float: products of inputs rounded to TF32
+  int columns;         // of packed
+  bool by_warpgroups;  // as it is packed
+  bool tf32;           // of float: products of inputs rounded to TF32
 
   // Pieces of the depth, kDepth channels of one tap each, that a source has.
   constexpr int pieces(int source) const {
@@ -483,6 +489,10 @@ struct Transposes {
 
 template <class T>
 void pack(const Packing<T>& packing, Stream stream);
+
+// Whether the GPU has the matrix units that warpgroups use, and the kernels were built for them, and the
+// convolutions of such images are to be done by them: of so many rows, and output channels at most.
+bool suits_warpgroups(int64_t rows, int width, int kernel_h, int kernel_w, int64_t out);
 
 // Epilogue is one of the above; CudnnStep goes with weights of `cudnn`, the others without.
 template <class T, template <class> class Epilogue>

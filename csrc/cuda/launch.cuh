@@ -7,6 +7,7 @@
 #if !defined(CONVGRU_CUDA_ON_HOST)
 #include <cuda_runtime.h>
 
+#include <cstdlib>
 #include <map>
 #include <mutex>
 #include <stdexcept>
@@ -37,6 +38,10 @@ void launch(void (*kernel)(Parameters...), const Launch& how, const Arguments&..
 
 constexpr size_t shared_bytes_of_two_blocks() {
   return size_t{113} << 10;  // sm_90's
+}
+
+inline bool uses_warpgroups() {
+  return cuda_on_host::machine.warpgroups;
 }
 
 // As many as resident blocks.
@@ -124,6 +129,24 @@ inline size_t shared_bytes_of_two_blocks() {
     check(cudaDeviceGetAttribute(&reserved, cudaDevAttrReservedSharedMemoryPerBlock, device));
     return all / 2 - reserved;
   });
+}
+
+// Whether convolutions are done by warpgroups if they suit: on Hopper, in a build for it (setup.py), if asked
+// for.
+inline bool uses_warpgroups() {
+#if defined(CONVGRU_FOR_HOPPER)
+  const char* asked = std::getenv("CONVGRU_FUSED_WGMMA");
+  if (asked == nullptr || std::string(asked) != "1") return false;
+  static Remembered hopper;
+  const int device = current_device();
+  return hopper(nullptr, device, 0, [&] {
+           int major;
+           check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
+           return major == 9 ? 1 : 0;
+         }) != 0;
+#else
+  return false;
+#endif
 }
 
 // Of the current GPU.

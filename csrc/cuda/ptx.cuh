@@ -4,10 +4,19 @@
 #include <cmath>
 #include <cstdint>
 
+#define CONVGRU_DEVICE __device__ __forceinline__
+
 namespace convgru::cuda {
 
 // The two 16-bit types that the matrix units multiply, by their bits.
 enum class Half { kBFloat16, kFloat16 };
+
+// Whether there are the matrix units of Hopper, which four warps use together (wgmma).
+#if defined(CONVGRU_CUDA_ON_HOST) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
+constexpr bool kHasWarpgroupProducts = true;
+#else
+constexpr bool kHasWarpgroupProducts = false;
+#endif
 
 #if defined(CONVGRU_CUDA_ON_HOST)
 
@@ -31,6 +40,24 @@ template <bool kTransposed>
 inline void load_matrices(uint32_t (&fragments)[4], const void* shared_row) {
   const cuda_on_host::Four four = cuda_on_host::load_matrices(shared_row, kTransposed);
   for (int i = 0; i < 4; ++i) fragments[i] = four.registers[i];
+}
+
+inline uint32_t shared_address(const void* pointer) {
+  return cuda_on_host::shared_address(pointer);
+}
+
+inline void async_proxy_fence() {
+  cuda_on_host::async_proxy_fence();
+}
+inline void warpgroup_fence() {
+  cuda_on_host::warpgroup_fence();
+}
+inline void warpgroup_commit() {
+  cuda_on_host::warpgroup_commit();
+}
+template <int kSums>
+inline void warpgroup_wait(float (&)[kSums]) {
+  cuda_on_host::warpgroup_wait();
 }
 
 template <class Meanwhile>
@@ -107,6 +134,14 @@ inline void multiply_add(float (&sums)[4], const uint32_t (&a)[4], const uint32_
     const uint16_t bits = pair >> (16 * which);
     return kType == Half::kBFloat16 ? bits_to_float(uint32_t{bits} << 16) : half_to_float(bits);
   });
+}
+
+template <Half kType, int kColumns>
+inline void warpgroup_multiply_add(float (&sums)[kColumns / 2], const uint32_t (&a)[4], uint64_t b) {
+  cuda_on_host::warpgroup_multiply({sums, a, b, kColumns, [](uint16_t bits) {
+                                      return kType == Half::kBFloat16 ? bits_to_float(uint32_t{bits} << 16)
+                                                                      : half_to_float(bits);
+                                    }});
 }
 
 // The instruction reads the upper 19 bits.
@@ -255,6 +290,78 @@ __device__ __forceinline__ void multiply_add(
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
+// Products by a warpgroup, four warps whose numbers begin with a multiple of four: begun, and done at some
+// time before warpgroup_wait. Until then nobody writes its factors or reads its sums.
+//
+// What threads have written to shared memory, and cp.async for them: after a fence in each of them, and a
+// barrier, the products of others find it.
+__device__ __forceinline__ void async_proxy_fence() {
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+// Between what touches the registers of sums and factors and the products that read them.
+__device__ __forceinline__ void warpgroup_fence() {
+  asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+}
+__device__ __forceinline__ void warpgroup_commit() {
+  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+}
+// Until all products are done that were committed.
+template <int kSums>
+__device__ __forceinline__ void warpgroup_wait(float (&sums)[kSums]) {
+  asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+#pragma unroll
+  for (int i = 0; i < kSums; ++i) asm volatile("" : "+f"(sums[i]));
+}
+
+#define CONVGRU_SUMS_16(i)                                                                                \
+  "+f"(sums[i]), "+f"(sums[i + 1]), "+f"(sums[i + 2]), "+f"(sums[i + 3]), "+f"(sums[i + 4]),              \
+      "+f"(sums[i + 5]), "+f"(sums[i + 6]), "+f"(sums[i + 7]), "+f"(sums[i + 8]), "+f"(sums[i + 9]),      \
+      "+f"(sums[i + 10]), "+f"(sums[i + 11]), "+f"(sums[i + 12]), "+f"(sums[i + 13]), "+f"(sums[i + 14]), \
+      "+f"(sums[i + 15])
+#define CONVGRU_NAMES_32                                                                                   \
+  "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27," \
+  "%28,%29,%30,%31"
+#define CONVGRU_NAMES_48 CONVGRU_NAMES_32 ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47"
+#define CONVGRU_NAMES_64 CONVGRU_NAMES_48 ",%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
+#define CONVGRU_FACTORS "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b)
+
+// sums (64x64, 64x96 or 64x128) += a (64x16) times b (16 x as many columns), a warpgroup together; of a each
+// warp has 16 rows, and of a and the sums each thread what it has in multiply_add. b: by its descriptor.
+template <Half kType, int kColumns>
+__device__ __forceinline__ void warpgroup_multiply_add(
+    float (&sums)[kColumns / 2], const uint32_t (&a)[4], uint64_t b) {
+#define CONVGRU_MULTIPLY(type, columns, names, factors, ...)                                    \
+  asm volatile("wgmma.mma_async.sync.aligned.m64n" #columns "k16.f32." type "." type " {" names \
+               "}, {" factors ", 1, 1, 1, 0;"                                                   \
+               : __VA_ARGS__                                                                    \
+               : CONVGRU_FACTORS)
+#define CONVGRU_MULTIPLY_COLUMNS(type)                                                                 \
+  if constexpr (kColumns == 64)                                                                        \
+    CONVGRU_MULTIPLY(                                                                                  \
+        type, 64, CONVGRU_NAMES_32, "%32,%33,%34,%35}, %36", CONVGRU_SUMS_16(0), CONVGRU_SUMS_16(16)); \
+  else if constexpr (kColumns == 96)                                                                   \
+    CONVGRU_MULTIPLY(                                                                                  \
+        type, 96, CONVGRU_NAMES_48, "%48,%49,%50,%51}, %52", CONVGRU_SUMS_16(0), CONVGRU_SUMS_16(16),  \
+        CONVGRU_SUMS_16(32));                                                                          \
+  else                                                                                                 \
+    CONVGRU_MULTIPLY(                                                                                  \
+        type, 128, CONVGRU_NAMES_64, "%64,%65,%66,%67}, %68", CONVGRU_SUMS_16(0), CONVGRU_SUMS_16(16), \
+        CONVGRU_SUMS_16(32), CONVGRU_SUMS_16(48))
+  static_assert(kColumns == 64 || kColumns == 96 || kColumns == 128);
+  if constexpr (kType == Half::kBFloat16) {
+    CONVGRU_MULTIPLY_COLUMNS("bf16");
+  } else {
+    CONVGRU_MULTIPLY_COLUMNS("f16");
+  }
+#undef CONVGRU_MULTIPLY_COLUMNS
+#undef CONVGRU_MULTIPLY
+}
+#undef CONVGRU_FACTORS
+#undef CONVGRU_NAMES_64
+#undef CONVGRU_NAMES_48
+#undef CONVGRU_NAMES_32
+#undef CONVGRU_SUMS_16
+
 // sums (16x8) += a (16x8) times b (8x8) of floats rounded to TF32. Lane 4g+t holds of a rows g and g+8 of
 // column t, then of column t+4; of b rows t and t+4 of column g.
 __device__ __forceinline__ void multiply_add_tf32(
@@ -267,5 +374,13 @@ __device__ __forceinline__ void multiply_add_tf32(
 }
 
 #endif
+
+// Of a factor in shared memory, 16 channels of some columns, as the products of a warpgroup find it: 8
+// channels of a column together, 8 columns one after the other; from 8 columns to the next, and from 8
+// channels to the next, so many bytes. All multiples of 16.
+CONVGRU_DEVICE uint64_t descriptor(const void* shared, int bytes_of_8_columns, int bytes_of_8_channels) {
+  return uint64_t{(shared_address(shared) & 0x3FFFF) >> 4} | uint64_t(bytes_of_8_channels >> 4) << 16 |
+         uint64_t(bytes_of_8_columns >> 4) << 32;
+}
 
 }  // namespace convgru::cuda

@@ -19,8 +19,9 @@
 namespace convgru::cuda {
 
 // How the steps of a sequence are run: by one kernel for all of them; or for each of its convolutions by
-// PyTorch's library and a kernel for what follows; or by one of our kernels for both.
-enum class Way { kOneKernel, kLibrary, kKernels };
+// PyTorch's library and a kernel for what follows; or by one of our kernels for both, which multiplies by
+// warps or by warpgroups.
+enum class Way { kOneKernel, kLibrary, kKernels, kWarpgroups };
 
 // A transposition that is to be done, of every matrix in the last dimensions of `from`, rows x columns.
 struct WaitingTranspose {
@@ -153,12 +154,29 @@ WeightPart<T> transposed_rows_of(const Tensor& weight, int64_t first, int64_t co
       static_cast<int>(weight.size(1))};
 }
 
+// Whether the hidden convolutions of a call can be done by warpgroups.
+inline bool may_be_warpgroups(const Call& call) {
+  const Tensor& weight = call.weight_hh();
+  const auto dtype = weight.scalar_type();
+  using torch::headeronly::ScalarType;
+  return (dtype == ScalarType::BFloat16 || dtype == ScalarType::Half) &&
+         suits_warpgroups(
+             call.p.rows(), static_cast<int>(call.p.W), static_cast<int>(weight.size(2)),
+             static_cast<int>(weight.size(3)), weight.size(0));
+}
+
+// Whether they are, unless all steps are one kernel.
+inline bool prefers_warpgroups(const Call& call) {
+  return call.way.value_or(Way::kWarpgroups) == Way::kWarpgroups && may_be_warpgroups(call);
+}
+
 // Whether the hidden convolutions of a call are left to PyTorch's library, unless all steps are one kernel:
 // where they are long, it makes up for what goes to memory and back between them and their epilogues.
 inline bool prefers_library(const Call& call) {
   const Tensor& weight = call.weight_hh();
   if (weight.scalar_type() == torch::headeronly::ScalarType::Double) return false;
   if (call.way.has_value()) return *call.way == Way::kLibrary;
+  if (prefers_warpgroups(call)) return false;
   const double operations_of_step = 2.0 * call.p.rows() * weight.numel();
   return operations_of_step >= least_operations_of_library(call.p.T);
 }
@@ -180,7 +198,7 @@ inline bool may_be_one_kernel(const Call& call) {
 // pixels at once for a single step backwards, which begins without a convolution, or the library.
 inline int most_tiles(const Call& call) {
   if (call.p.T == 1 && call.backward) return 1;
-  return prefers_library(call) ? 2 : INT_MAX;
+  return prefers_library(call) || prefers_warpgroups(call) ? 2 : INT_MAX;
 }
 
 // Rows of the hidden weight; transposed: as the gradient of their outputs goes back to the inputs.
@@ -212,7 +230,8 @@ class PreparedConvolution {
         static_cast<int>(weight.size(2)),
         static_cast<int>(weight.size(3)),
         static_cast<int>(out),
-        call.p.cudnn && !rows.transposed};
+        call.p.cudnn && !rows.transposed,
+        prefers_warpgroups(call)};
     std::copy(parts.begin(), parts.end(), weights_.parts);
     if (may_be_one_kernel(call) || !prefers_library(call)) packed_ = call.empty({weights_.packed_size()});
   }
@@ -231,13 +250,18 @@ class PreparedConvolution {
         narrow_from_,
         data_or_null<T>(packed_),
         weights_.columns(),
+        weights_.by_warpgroups,
         call_.tf32};
     std::copy(sources.begin(), sources.end(), conv.sources);
     return conv;
   }
 
-  // To be packed before our kernels run what `of` returns ...
-  void add_to(Packing<T>& packing) const { packing.add(weights_, data<T>(*packed_)); }
+  // To be packed before our kernels run what `of` returns, one kernel for all steps or many ...
+  void add_to(Packing<T>& packing, bool one_kernel) const {
+    Weights<T> weights = weights_;
+    weights.by_warpgroups &= !one_kernel;
+    packing.add(weights, data<T>(*packed_));
+  }
 
   // ... or else the library's.
   void use_library() {
@@ -289,7 +313,8 @@ void prepare_weights(
     return;
   }
   Packing<T> packing{};
-  for (const PreparedConvolution<T>* convolution : convolutions) convolution->add_to(packing);
+  for (const PreparedConvolution<T>* convolution : convolutions)
+    convolution->add_to(packing, meet != nullptr);
   packing.meet = meet;
   pack(packing, call.stream);
 }
@@ -335,7 +360,9 @@ void say_how(const Call& call, const SequencePlan& plan) {
          << plan.shared_bytes << " bytes of shared memory";
   else
     line << "kernels for every step, convolutions by "
-         << (prefers_library(call) ? "PyTorch's library" : "our own");
+         << (prefers_library(call)      ? "PyTorch's library"
+             : prefers_warpgroups(call) ? "our own of warpgroups"
+                                        : "our own");
   std::fprintf(stderr, "%s\n", line.str().c_str());
 }
 

@@ -6,8 +6,6 @@
 #include "kernels.h"
 #include "ptx.cuh"
 
-#define CONVGRU_DEVICE __device__ __forceinline__
-
 namespace convgru::cuda {
 
 template <class T>

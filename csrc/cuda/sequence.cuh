@@ -126,11 +126,11 @@ class BlockTiles {
       TileEpilogue<T, Config, Epilogue> epilogue(conv, phase.epilogue, row, first_column_);
       const PartLoader<T, Config> loader(conv, depth, row, stride);
       const auto meanwhile = [&] {
-        epilogue.fetch();
+        epilogue.fetch_early();
         WindowShape<Config>(conv).write_zeros(ring_, Ring::kStages, stride);
       };
       if (phase.zeros)
-        epilogue.fetch();
+        epilogue.fetch_early();
       else
         add_products(products, conv, depth, stride, loader, first_tap, meanwhile);
       epilogue.finish(products, ring_);

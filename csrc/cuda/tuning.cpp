@@ -12,7 +12,10 @@ namespace convgru::cuda {
 namespace {
 
 const std::map<std::string, Way> kNames{
-    {"one-kernel", Way::kOneKernel}, {"library", Way::kLibrary}, {"kernels", Way::kKernels}};
+    {"one-kernel", Way::kOneKernel},
+    {"library", Way::kLibrary},
+    {"kernels", Way::kKernels},
+    {"warpgroups", Way::kWarpgroups}};
 
 std::string name_of(Way way) {
   for (const auto& [name, named] : kNames)
@@ -75,6 +78,7 @@ Way measure(const Call& call, const std::function<void(const Call&)>& run) {
   const bool is_double = call.weight_hh().scalar_type() == torch::headeronly::ScalarType::Double;
   std::vector<Way> ways{Way::kKernels};
   if (!is_double) ways.push_back(Way::kLibrary);
+  if (may_be_warpgroups(call)) ways.push_back(Way::kWarpgroups);
   if (has_work_for_one_kernel(call)) ways.push_back(Way::kOneKernel);
   std::vector<double> shortest(ways.size(), std::numeric_limits<double>::infinity());
   for (int round = 0; round < kRounds; ++round)

@@ -200,10 +200,8 @@ struct WindowRoom {
   }
 };
 
-// As convolve_kernel, but that all taps read the same window of pixels, while the next is copied to another.
 template <class T, class Config, class Epilogue>
-__global__ void __launch_bounds__(Config::kThreads, Config::kResidentBlocks) convolve_window_kernel(
-    const __grid_constant__ Convolution<T> conv, const __grid_constant__ Epilogue epilogue) {
+CONVGRU_DEVICE void convolve_windows(const Convolution<T>& conv, const Epilogue& epilogue) {
   using Products = typename Config::Products;
   constexpr int kPieceElements = WindowRoom<T, Config>::kPieceElements;
   const int64_t first_row = int64_t{blockIdx.x} * Config::kTileRows;
@@ -214,7 +212,8 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kResidentBlocks) con
   T* const windows = shared + Taps<T, Config>::elements(conv, 1);
   T* const weights = windows + 2 * window_elements;
   WindowLoader<T, Config> window_loader(conv, first_row);
-  WeightLoader<T, Config> weight_loader(conv, first_column);
+  std::conditional_t<Config::kByWarpgroups, GroupLoader<T, Config>, WeightLoader<T, Config>> weight_loader(
+      conv, first_column);
   const auto the_other = [&](auto* one) { return one == windows ? one + window_elements : windows; };
   T* window_to_load = windows;
   int tap_to_load = 0;
@@ -252,14 +251,29 @@ __global__ void __launch_bounds__(Config::kThreads, Config::kResidentBlocks) con
 
   TileEpilogue<T, Config, Epilogue> tile_epilogue(conv, epilogue, first_row, first_column);
   const auto meanwhile = [&] {
-    tile_epilogue.fetch();
+    tile_epilogue.fetch_early();
     tap_rows.find(conv, first_row, 0, 1);
     shape.write_zeros(windows, 2, Config::kStrideA);
     __syncthreads();
     tap_rows.at(tap, window + left_offset, Config::kStrideA, rows);
   };
-  add_pieces<Config::kStages, /*kAddFirst=*/true>(conv.pieces_of_columns(first_column), load, add, meanwhile);
+  const auto settle = [&] {
+    if constexpr (Config::kByWarpgroups) {
+      async_proxy_fence();
+      products.wait();
+    }
+  };
+  add_pieces<Config::kStages, /*kAddFirst=*/true>(
+      conv.pieces_of_columns(first_column), load, add, meanwhile, settle);
   tile_epilogue.finish(products, shared);
+}
+
+// As convolve_kernel, but that all taps read the same window of pixels, while the next is copied to another.
+template <class T, class Config, class Epilogue>
+__global__ void __launch_bounds__(Config::kThreads, Config::kResidentBlocks) convolve_window_kernel(
+    const __grid_constant__ Convolution<T> conv, const __grid_constant__ Epilogue epilogue) {
+  if constexpr (!Config::kByWarpgroups || kHasWarpgroupProducts)
+    convolve_windows<T, Config, Epilogue>(conv, epilogue);
 }
 
 }  // namespace convgru::cuda

@@ -152,6 +152,15 @@ struct Copy {
   int bytes, read;  // the rest is zeros
 };
 
+// wgmma: sums += a times b, the lanes of a warp together, one for every 16 rows of a; b by its descriptor.
+struct Product {
+  float* sums;
+  const uint32_t* a;
+  uint64_t b;
+  int columns;
+  float (*widen)(uint16_t);
+};
+
 struct Block;
 
 struct Fiber {
@@ -167,7 +176,10 @@ struct Fiber {
   Place place;
   int exchanges = 0;  // so far
   std::vector<Copy> open_group;
-  std::vector<std::vector<Copy>> groups;  // committed, oldest first
+  std::vector<std::vector<Copy>> groups;         // committed, oldest first
+  std::vector<Product> open_products, products;  // before commit, after
+  bool copied = false;                           // by cp.async, since the last async_proxy_fence
+  bool fenced = false;                           // by warpgroup_fence, since the last wait
 #if defined(__SANITIZE_ADDRESS__)
   void* fake_stack = nullptr;
 #endif
@@ -192,6 +204,7 @@ struct Block {
   Barrier barrier;
   int live = 0;
   std::vector<Warp> warps;
+  std::vector<Fiber*> fibers;
   Memory shared;
 };
 
@@ -199,6 +212,7 @@ struct Machine {
   unsigned seed = 0;
   int resident_blocks = 24;  // that are there at the same time, if they may wait for each other
   double least_operations_of_library = 1e300;  // of csrc/cuda/device.h
+  bool warpgroups = false;                     // whether it has wgmma, and is to use it
   int cooperative_launches = 0;                // so far
   dim3 grid, block;
   Fiber* current = nullptr;
@@ -288,6 +302,7 @@ inline void run_fiber() {
   bool pending = !fiber.open_group.empty();
   for (const auto& group : fiber.groups) pending |= !group.empty();
   if (pending) fail("returns while copies by cp.async are under way");
+  if (!fiber.open_products.empty() || !fiber.products.empty()) fail("returns while products are under way");
   fiber.done = true;
   leave(fiber.block->warps[fiber.warp()].barrier, fiber.block->warps[fiber.warp()].live);
   leave(fiber.block->barrier, fiber.block->live);
@@ -314,6 +329,7 @@ inline void run(std::vector<Block*> blocks, std::mt19937& random) {
   for (Block* block : blocks) {
     block->live = threads;
     block->warps.assign((threads + kWarp - 1) / kWarp, {});
+    block->fibers.clear();
     for (int t = 0; t < threads; ++t) {
       if (machine.pool.size() == fibers.size()) {
         machine.pool.push_back(std::make_unique<Fiber>());
@@ -331,9 +347,13 @@ inline void run(std::vector<Block*> blocks, std::mt19937& random) {
       fiber.exchanges = 0;
       fiber.open_group.clear();
       fiber.groups.clear();
+      fiber.open_products.clear();
+      fiber.products.clear();
+      fiber.copied = fiber.fenced = false;
       ++block->warps[fiber.warp()].live;
       fiber.context.start(fiber.stack->data(), run_fiber);
       fibers.push_back(&fiber);
+      block->fibers.push_back(&fiber);
       if (fiber.lane() == 0) warps.emplace_back();
       warps.back().push_back(&fiber);
     }
@@ -382,7 +402,7 @@ void launch(bool cooperative, Kernel kernel, dim3 grid, dim3 block, size_t share
   std::shuffle(order.begin(), order.end(), random);
   std::vector<std::unique_ptr<Block>> blocks;
   for (const dim3& index : order) {
-    blocks.push_back(std::unique_ptr<Block>(new Block{index, {}, 0, {}, Memory(shared_bytes)}));
+    blocks.push_back(std::unique_ptr<Block>(new Block{index, {}, 0, {}, {}, Memory(shared_bytes)}));
     if (cooperative) continue;
     run({blocks.back().get()}, random);
     blocks.clear();
@@ -455,6 +475,7 @@ inline void copy_async_wait(size_t most) {
       if (copy.read > 0) memcpy(copy.to, copy.from, copy.read);
     }
     fiber.groups.erase(fiber.groups.begin());
+    fiber.copied = true;
   }
 }
 
@@ -509,6 +530,76 @@ Sums multiply(const Sums& c, const uint32_t (&a)[4], const uint32_t (&b)[2], con
         }
     return d;
   });
+}
+
+inline uint32_t shared_address(const void* pointer) {
+  return static_cast<uint32_t>(static_cast<const unsigned char*>(pointer) - dynamic_shared());
+}
+
+inline void async_proxy_fence() {
+  machine.current->copied = false;
+}
+inline void warpgroup_fence() {
+  machine.current->fenced = true;
+}
+
+// Registers and shared memory are read, and the sums written, now.
+inline void multiply_now(const Product& product) {
+  struct Given {
+    uint32_t a[4];
+  } given;
+  memcpy(given.a, product.a, sizeof given.a);
+  const auto field = [&](int shift) { return static_cast<size_t>(product.b >> shift & 0x3FFF) << 4; };
+  const size_t start = field(0), of_8_channels = field(16), of_8_columns = field(32);
+  const Memory& shared = machine.current->block->shared;
+  if (start + of_8_channels + (product.columns / 8 - 1) * of_8_columns + 128 > shared.size())
+    fail("wgmma: reads beyond shared memory");
+  exchange(given, "wgmma", [&](const auto& of) {
+    const int g = machine.current->lane() / 4, t = machine.current->lane() % 4;
+    float left[2][16];
+    for (int k = 0; k < 16; ++k)
+      for (int half = 0; half < 2; ++half) {
+        const uint32_t pair = of(4 * g + k % 8 / 2).a[half + k / 8 * 2];
+        left[half][k] = product.widen(static_cast<uint16_t>(pair >> 16 * (k % 2)));
+      }
+    for (int i = 0; i < product.columns / 4; ++i) {
+      const int column = i / 2 * 8 + 2 * t + i % 2;
+      const unsigned char* from = shared.data() + start + column / 8 * of_8_columns + column % 8 * 16;
+      float* const sums = product.sums + i / 2 * 4 + i % 2;
+      for (int k = 0; k < 16; ++k) {
+        uint16_t bits;
+        memcpy(&bits, from + k / 8 * of_8_channels + k % 8 * 2, sizeof bits);
+        const float right = product.widen(bits);
+        sums[0] += left[0][k] * right;
+        sums[2] += left[1][k] * right;
+      }
+    }
+  });
+}
+
+inline void multiply_committed() {
+  Fiber& fiber = *machine.current;
+  for (const Product& product : std::exchange(fiber.products, {})) multiply_now(product);
+}
+
+// Done as late as can be, or as early.
+inline void warpgroup_commit() {
+  Fiber& fiber = *machine.current;
+  fiber.products.insert(fiber.products.end(), fiber.open_products.begin(), fiber.open_products.end());
+  fiber.open_products.clear();
+  if ((machine.seed + fiber.exchanges) % 2 == 0) multiply_committed();
+}
+inline void warpgroup_wait() {
+  multiply_committed();
+  machine.current->fenced = false;
+}
+inline void warpgroup_multiply(const Product& product) {
+  Fiber& fiber = *machine.current;
+  if (!fiber.fenced) fail("wgmma: without wgmma.fence before it");
+  for (int number = 0; number < static_cast<int>(machine.block.count()); ++number)
+    if (fiber.block->fibers[number]->copied)
+      fail("wgmma: what cp.async copied is read without fence.proxy.async");
+  fiber.open_products.push_back(product);
 }
 
 }  // namespace cuda_on_host

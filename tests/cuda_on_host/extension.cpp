@@ -16,6 +16,10 @@ EXPORT void cuda_on_host_least_operations_of_library(double operations) {
   cuda_on_host::machine.least_operations_of_library = operations;
 }
 
+EXPORT void cuda_on_host_warpgroups(bool uses) {
+  cuda_on_host::machine.warpgroups = uses;
+}
+
 EXPORT int cuda_on_host_cooperative_launches() {
   return cuda_on_host::machine.cooperative_launches;
 }

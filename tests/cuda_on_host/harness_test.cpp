@@ -268,6 +268,71 @@ void tf32() {
     }
 }
 
+// A warpgroup: 64x32 times 32x64, a from memory to registers, b by cp.async to shared memory, in the order of
+// its descriptor. What may be wrong with it:
+enum class Fault {
+  kNone,
+  kNoProxyFence,
+  kNoFence,
+  kNoCommit,
+  kNoWait,
+  kFactorsChange,
+  kWeightsChange,
+  kBeyond
+};
+
+template <Fault kFault>
+__global__ void warpgroup_kernel(const uint16_t* a, const uint16_t* b, float* c) {
+  constexpr int kColumns = 64, kGroupBytes = kColumns * 16;
+  uint16_t* shared = reinterpret_cast<uint16_t*>(dynamic_shared());
+  const int lane = threadIdx.x % 32, row = threadIdx.x / 32 * 16 + lane / 4, pair = lane % 4 * 2;
+  for (int i = threadIdx.x; i < 4 * kColumns; i += blockDim.x) copy_async<16>(shared + 8 * i, b + 8 * i);
+  copy_async_commit();
+  copy_async_wait<0>();
+  if (kFault != Fault::kNoProxyFence) async_proxy_fence();
+  __syncthreads();
+  float sums[kColumns / 2] = {};
+  uint32_t left[2][4];
+  for (int step = 0; step < 2; ++step)
+    for (int i = 0; i < 4; ++i)
+      memcpy(&left[step][i], a + (row + i % 2 * 8) * 32 + 16 * step + i / 2 * 8 + pair, 4);
+  if (kFault != Fault::kNoFence) warpgroup_fence();
+  for (int step = 0; step < 2; ++step)
+    warpgroup_multiply_add<Half::kBFloat16, kColumns>(
+        sums, left[step],
+        descriptor(shared + step * 16 * kColumns + (kFault == Fault::kBeyond ? 8 : 0), 128, kGroupBytes));
+  if (kFault != Fault::kNoCommit) warpgroup_commit();
+  if (kFault == Fault::kFactorsChange) left[1][0] = 0;
+  if (kFault == Fault::kWeightsChange) shared[8 * threadIdx.x] = 0;
+  if (kFault != Fault::kNoWait) warpgroup_wait(sums);
+  for (int i = 0; i < kColumns / 2; ++i)
+    c[(row + i / 2 % 2 * 8) * kColumns + i / 4 * 8 + pair + i % 2] = sums[i];
+  warpgroup_wait(sums);
+}
+
+template <Fault kFault>
+void warpgroup() {
+  constexpr int kRows = 64, kDepth = 32, kColumns = 64;
+  Memory a(kRows * kDepth * 2), b(kDepth * kColumns * 2), c(kRows * kColumns * 4);
+  for (int row = 0; row < kRows; ++row)
+    for (int k = 0; k < kDepth; ++k)
+      reinterpret_cast<uint16_t*>(a.data())[row * kDepth + k] =
+          half_of<Half::kBFloat16>(element(row * kDepth + k, 7));
+  for (int k = 0; k < kDepth; ++k)
+    for (int n = 0; n < kColumns; ++n)
+      reinterpret_cast<uint16_t*>(b.data())[(k / 8 * kColumns + n) * 8 + k % 8] =
+          half_of<Half::kBFloat16>(element(k * kColumns + n, 5));
+  launch(
+      false, warpgroup_kernel<kFault>, 1, 128, b.size(), reinterpret_cast<uint16_t*>(a.data()),
+      reinterpret_cast<uint16_t*>(b.data()), floats(c));
+  for (int row = 0; row < kRows; ++row)
+    for (int n = 0; n < kColumns; ++n) {
+      int sum = 0;
+      for (int k = 0; k < kDepth; ++k) sum += element(row * kDepth + k, 7) * element(k * kColumns + n, 5);
+      check(floats(c)[row * kColumns + n] == sum, "wrong product");
+    }
+}
+
 __global__ void shuffle_kernel(float* y) {
   float sum = threadIdx.x;
   for (int mask = 16; mask > 0; mask /= 2) sum += __shfl_xor_sync(0xFFFFFFFFu, sum, mask);
@@ -307,6 +372,14 @@ const std::map<std::string, void (*)()> kCases{
     {"product-transposed", product<Half::kBFloat16, true>},
     {"product-tf32", tf32},
     {"shuffle", shuffle},
+    {"warpgroup", warpgroup<Fault::kNone>},
+    {"warpgroup-without-proxy-fence", warpgroup<Fault::kNoProxyFence>},
+    {"warpgroup-without-fence", warpgroup<Fault::kNoFence>},
+    {"warpgroup-without-commit", warpgroup<Fault::kNoCommit>},
+    {"warpgroup-without-wait", warpgroup<Fault::kNoWait>},
+    {"warpgroup-factors-change", warpgroup<Fault::kFactorsChange>},
+    {"warpgroup-weights-change", warpgroup<Fault::kWeightsChange>},
+    {"warpgroup-beyond", warpgroup<Fault::kBeyond>},
 };
 
 }  // namespace

@@ -11,7 +11,9 @@ from convgru_fused import ConvGRU, ConvGRUCell, ops, use_backend
 from convgru_fused.backends import BACKENDS, Problem
 from convgru_fused.eager import VARIANTS
 from convgru_fused.testing import (
+    SMOOTH_VARIANTS,
     TOLERANCES,
+    Sample,
     assert_close_to_reference,
     assert_gradients_close,
     reference,
@@ -91,6 +93,29 @@ def test_repeated_calls_give_the_same_bits(gpu_backend, variant):
         expected = model(x)[0]
         for _ in range(20):
             assert torch.equal(model(x)[0], expected)
+
+
+@pytest.mark.skipif("cuda" not in NAMES, reason="the CUDA backend is not built")
+@pytest.mark.skipif(torch.cuda.get_device_capability() != (9, 0), reason="wgmma is Hopper's")
+@pytest.mark.parametrize("variant", SMOOTH_VARIANTS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    ("shape", "kernel"),
+    [((24, 64, 28, 28), (3, 3)), ((17, 40, 31, 30), (1, 5)), ((8, 96, 7, 130), (3, 3))],
+    ids=str,
+)
+def test_warpgroups(variant, dtype, shape, kernel, monkeypatch, capfd):
+    monkeypatch.setenv("CONVGRU_FUSED_WGMMA", "1")
+    monkeypatch.setenv("CONVGRU_FUSED_VERBOSE", "1")
+    C, K, H, W = shape
+    sample = Sample("large", T=2, N=11, C=C, K=K, H=H, W=W, kernel=kernel, variant=variant, hx=True)
+    expected_output, expected_gradients = reference(sample, dtype)
+    output, gradients = run("cuda", sample, dtype, "cuda")
+    assert capfd.readouterr().err.count("convolutions by our own of warpgroups") == 2
+    assert_close_to_reference(output, expected_output)
+    assert_gradients_close(gradients, expected_gradients)
+    again, _ = run("cuda", sample, dtype, "cuda")
+    assert torch.equal(again, output)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
