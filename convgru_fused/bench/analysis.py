@@ -162,8 +162,9 @@ class Change:
 
 
 def compare(a: Document, b: Document) -> list[Change]:
-    """Every row that has a time in at least one of two runs."""
-    in_a, in_b = ({r.key: r for r in d.rows if seconds(r) is not None} for d in (a, b))
+    """Everything that has a time in at least one of two runs: rows, the cost against T, models, the
+    video's."""
+    in_a, in_b = ({r.key: r for r in d.records() if seconds(r) is not None} for d in (a, b))
     return [Change(key, in_a.get(key), in_b.get(key)) for key in {**in_a, **in_b}]
 
 

@@ -12,6 +12,7 @@ import torch
 
 from .. import numerics
 from ..checks import check_device
+from ..models.vgg import check_weights
 from . import contenders, ours, timing
 from .clips import Clips, default_video, read_clips
 from .contenders import Contender
@@ -64,8 +65,8 @@ def make_plan(args: argparse.Namespace) -> Plan:
         ours.probe(backend, settings.device, settings.dtype, settings.variant)
     if args.threads is not None and args.threads < 1:
         raise ValueError(f"--threads: expected at least 1, got {args.threads}")
-    if args.vgg_weights is not None and not args.vgg_weights.is_file():
-        raise ValueError(f"{args.vgg_weights}: expected the state dict of a VGG-16, found no such file")
+    if args.vgg_weights is not None:
+        check_weights(args.vgg_weights)
     suites = {"quick": QUICK, "full": (*WORKLOADS, *MODELS), "none": ()}
     names = suites[args.suite] if args.rows is None else args.rows
     workloads = select([name for name in names if name not in MODELS])

@@ -133,9 +133,20 @@ def vgg16(weights: Path | None = None, seed: int = 0) -> VGG16:
         torch.manual_seed(seed)
         model = VGG16().eval()
     if weights is not None:
-        try:
-            model.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
-        except Exception as error:  # unreadable, no checkpoint, another network's: the same to the user
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise ValueError(f"{weights}: expected the state dict of a VGG-16, got {reason}") from error
+        _load(model, weights)
     return model
+
+
+def check_weights(weights: Path) -> None:
+    """Raises ValueError naming the file if it is not a state dict of a VGG-16."""
+    with torch.device("meta"):
+        model = VGG16()
+    _load(model, weights)
+
+
+def _load(model: VGG16, weights: Path) -> None:
+    try:
+        model.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+    except Exception as error:  # unreadable, no checkpoint, another network's: the same to the user
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(f"{weights}: expected the state dict of a VGG-16, got {reason}") from error

@@ -69,7 +69,8 @@ def test_length_curves(document: Document) -> None:
 def test_comparison_of_runs_minds_the_spread(
     document: Document, a: float | None, b: float | None, verdict: str
 ) -> None:
-    in_a, in_b = (replace(document, rows=[record("fused", t), record("eager", 1.0)]) for t in (a, b))
+    rows = [[record("fused", t), record("eager", 1.0)] for t in (a, b)]
+    in_a, in_b = (replace(document, rows=of_run, lengths=[], models=[], video=None) for of_run in rows)
     changes = {change.key[2]: change for change in compare(in_a, in_b)}
     assert changes["fused"].verdict == verdict and changes["eager"].verdict == "same"
     assert changes["fused"].ratio == (pytest.approx(b / a) if a and b else None)
@@ -79,7 +80,8 @@ def test_comparison_report(document: Document) -> None:
     other = replace(document, machine={**document.machine, "threads": 1}, rows=[record("fused", 0.005)])
     text = text_of(compare_report.show, document, other, ("one.json", "two.json"))
     assert "A = one.json, B = two.json" in text and "differs: threads: 2 in A, 1 in B" in text
-    assert "0.50" in text and "1 faster, 0 slower, 0 same, 5 only in A, 0 only in B" in text
+    assert "0.50" in text and "1 faster, 0 slower, 8 same, 5 only in A, 0 only in B" in text
+    assert "T=64" in text and "pool2" in text  # not only the rows
 
 
 def test_report(document: Document) -> None:
