@@ -63,6 +63,10 @@ class Formula:
         """Whether it is that of a recurrent cell, and not just a gated convolution."""
         return any(cell.state is not None or any(g.hidden for g in cell.gates) for cell in self.cells())
 
+    def is_given_state(self) -> bool:
+        """Whether one of its steps has a state to begin with, or a step before it."""
+        return self.has_scan() or any(cell.state is not None for cell in self.cells())
+
     def has_scan(self) -> bool:
         """Whether steps have become a sequence."""
         return any(isinstance(i, Scan) for i in self.instructions)

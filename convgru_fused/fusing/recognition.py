@@ -366,7 +366,9 @@ class _Reader:
         """Its parts that see inputs and that see the state."""
         unsupported = atom.geometry.unsupported()
         if unsupported:
-            raise NoCell(f"a convolution with {unsupported}")
+            leaves = (part.poly.single() for part in atom.image.ranges)
+            padded = sorted({name for leaf in leaves if leaf and "pad" in (name := self._name(leaf))})
+            raise NoCell(" of ".join([f"a convolution with {unsupported}", *padded]))
         wanted = ZERO if self.h is None else gated or Poly.of(self.h)
         inputs, hidden = [], []
         first = atom.first

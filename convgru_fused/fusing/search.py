@@ -126,7 +126,7 @@ class _Search:
             guessed, guessed_refusal = self._guess(module)
             formulas += guessed
             refusal = refusal or guessed_refusal
-        if not _has_state(formulas):
+        if not _has_state(formulas) or _is_refused_with_state(formulas, refusal):
             if refusal is not None and refusal.like_a_cell and not self._has_handled(path):
                 self._skip(path, module, str(refusal))
             return
@@ -172,7 +172,7 @@ class _Search:
             return [], Refused(f"cannot be copied: {described(error)}", looks_recurrent(module))
         for example in examples:
             found, reason = self._formulas(module, [example])
-            if _has_state(found):
+            if _has_state(found) and not _is_refused_with_state(found, refusal):
                 return found, None
             ran = ran or bool(found)
             if reason is not None and reason.like_a_cell:
@@ -210,6 +210,12 @@ class _Search:
 
 def _has_state(found: list[Found]) -> bool:
     return any(formula.has_state() for _, formula, _ in found)
+
+
+def _is_refused_with_state(found: list[Found], refusal: Refused | None) -> bool:
+    """Whether only a first step has been found, without a state, of what is no cell otherwise."""
+    like_a_cell = refusal is not None and refusal.like_a_cell
+    return like_a_cell and not any(formula.is_given_state() for _, formula, _ in found)
 
 
 def _depth(path: str) -> int:

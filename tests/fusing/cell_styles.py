@@ -760,8 +760,37 @@ class NormInGates(nn.Module):
         super().__init__()
         self.gates, self.norm, self.n = conv(C + K, 2 * K), nn.GroupNorm(2, 2 * K), conv(C + K, K)
 
-    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+    def forward(self, x: Tensor, h: Tensor | None = None) -> Tensor:
+        h = x.new_zeros(x.shape[0], K, *x.shape[2:]) if h is None else h
         z, r = self.norm(self.gates(torch.cat([x, h], 1))).sigmoid().chunk(2, 1)
+        return (1 - z) * h + z * self.n(torch.cat([x, r * h], 1)).tanh()
+
+
+@case(OTHERS, clip)
+class LoopOfNormInGates(nn.Module):
+    """Without a state at the first step, which alone would be one of a ConvGRU with a map for a gate."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell = NormInGates()
+
+    def forward(self, clip: Tensor) -> Tensor:
+        h = None
+        for x in clip.unbind(1):
+            h = self.cell(x, h)
+        return h
+
+
+@case(OTHERS, x, h)
+class ReflectPadding(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gates, self.n = (
+            nn.Conv2d(C + K, channels, 3, padding=1, padding_mode="reflect") for channels in (2 * K, K)
+        )
+
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:
+        z, r = self.gates(torch.cat([x, h], 1)).sigmoid().chunk(2, 1)
         return (1 - z) * h + z * self.n(torch.cat([x, r * h], 1)).tanh()
 
 

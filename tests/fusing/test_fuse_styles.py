@@ -95,6 +95,7 @@ REASONS = {
     "LeakyCandidate": "LeakyReLU(0.2) in the place of the candidate's tanh",
     "ReluBehindReset": "a reset gate behind the convolution, and ReLU as candidate",
     "NormInGates": "reset gate: no convolution of the state, but GroupNorm",
+    "ReflectPadding": "candidate: a convolution with padding (0, 0) for kernel (3, 3) of reflect padding",
     "NormInCandidate": "candidate: no convolution of the state, but BatchNorm",
     "DilatedState": "reset gate: a convolution with dilation (2, 2)",
     "LooksAtValues": "its control flow depends on values of tensors",
@@ -108,6 +109,16 @@ def test_reason_for_leaving_alone(name):
     (record,) = fuse(module, args).skipped
     assert record.reason == REASONS[name]
     assert record.class_name == name
+
+
+@pytest.mark.parametrize("name", ["NormInGates", "LoopOfNormInGates"])
+@pytest.mark.parametrize("with_examples", [True, False])
+def test_a_first_step_without_a_state_does_not_make_a_cell(name, with_examples):
+    module, args = made(OTHERS[name])
+    report = fuse(module, args) if with_examples else fuse(module)
+    (record,) = report.skipped
+    assert not report.replaced and record.class_name == "NormInGates"
+    assert record.reason == REASONS["NormInGates"]
 
 
 @pytest.mark.parametrize("name", ["Attention", "GatedConvolution"])
