@@ -38,11 +38,12 @@ NVCC_FLAGS = ["-std=c++20", "-O3", "--expt-relaxed-constexpr"]
 
 
 def for_hopper() -> list[str]:
-    """Has machine code for 9.0 made with all that Hopper has (9.0a), and says so to the host's code."""
+    """Has the machine code for 9.0 made with all that Hopper has (9.0a), and says so to the host's code;
+    unless there is other code for 9.0 as well (9.0+PTX), which the GPU might take."""
     visible = {"{}.{}".format(*torch.cuda.get_device_capability(i)) for i in range(torch.cuda.device_count())}
     listed = os.environ.get("TORCH_CUDA_ARCH_LIST", "").replace(" ", ";").split(";")
     architectures = [name for name in listed if name not in ("", "native")] or sorted(visible)
-    if not {"9.0", "9.0a"} & set(architectures):
+    if {name for name in architectures if name.startswith("9.0")} not in ({"9.0"}, {"9.0a"}):
         return []
     os.environ["TORCH_CUDA_ARCH_LIST"] = ";".join("9.0a" if name == "9.0" else name for name in architectures)
     return ["-DCONVGRU_FOR_HOPPER"]

@@ -28,13 +28,13 @@ MOST_REGISTERS = {
     "convolve_kernel matrix 96": 128,
     "convolve_kernel plain 64": 182,
     "convolve_kernel plain 96": 200,
+    "convolve_warpgroups_kernel warpgroup 64": 120,
+    "convolve_warpgroups_kernel warpgroup 96": 120,
+    "convolve_warpgroups_kernel warpgroup 128": 125,
     "convolve_window_kernel matrix 64": 158,
     "convolve_window_kernel matrix 96": 218,
-    "convolve_window_kernel warpgroup 64": 119,
-    "convolve_window_kernel warpgroup 96": 123,
-    "convolve_window_kernel warpgroup 128": 128,
     "elementwise_kernel": 128,
-    "pack_kernel": 46,
+    "pack_kernel": 48,
     "previous_states_kernel": 50,
     "sequence_kernel matrix 8": 135,
     "sequence_kernel matrix 16": 154,
@@ -163,6 +163,7 @@ def test_instructions(kernels, folder, machine, dtype, instruction):
     for needed in (instruction, "LDGSTS", *(["LDSM"] if instruction.startswith("HMMA") else [])):
         assert needed in code
     by_warpgroups = machine == "90a" and "16" in dtype
+    assert ("UBLKCP" in code) == by_warpgroups
     for columns in (64, 96, 128):
         kind = ".BF16" if dtype == "bfloat16" else ""
         assert (f"HGMMA.64x{columns}x16.F32{kind} " in code) == by_warpgroups

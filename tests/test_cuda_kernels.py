@@ -444,22 +444,30 @@ def test_the_fastest_way_is_measured_once(backend, autotune):
 
 
 @pytest.mark.parametrize(
-    ("way", "words"),
+    ("way", "options", "words"),
     [
-        ("one-kernel", "one kernel, "),
-        ("kernels", "kernels for every step, convolutions by our own"),
-        ("library", "kernels for every step, convolutions by PyTorch's library"),
+        ("one-kernel", {}, "one kernel, "),
+        ("kernels", {}, "kernels for every step, convolutions by our own\n"),
+        ("library", {}, "kernels for every step, convolutions by PyTorch's library\n"),
+        (
+            "warpgroups",
+            {"resident_blocks": 0, "warpgroups": True},
+            "kernels for every step, convolutions by our own of warpgroups\n",
+        ),
     ],
+    ids=lambda value: value if isinstance(value, str) and " " not in value else "",
 )
-def test_the_way_that_is_remembered_is_taken(backend, autotune, way, words, monkeypatch, capfd):
-    name = backend()
+def test_the_way_that_is_remembered_is_taken(backend, autotune, way, options, words, monkeypatch, capfd):
+    name = backend(**options)
     file = autotune()
     run(name, TUNED, torch.bfloat16)
     lines = [line.replace("library: ", f"{way}: ") for line in file.read_text().splitlines()]
+    # With them or without them another way may be the fastest.
+    assert all(line.endswith(", with warpgroups") == bool(options) for line in lines)
     file = autotune("quick: is no way", "nor is this", lines[1].replace(way, "library"), *lines)
     monkeypatch.setenv("CONVGRU_FUSED_VERBOSE", "1")
     run(name, TUNED, torch.bfloat16)
-    said = capfd.readouterr().err.splitlines()
+    said = capfd.readouterr().err.splitlines(keepends=True)
     assert len(said) == 2 and all(f"BFloat16: {words}" in line for line in said)
     assert file.read_text().splitlines()[3:] == lines  # nothing was measured
 

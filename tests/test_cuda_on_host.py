@@ -44,11 +44,16 @@ FAULTS = {
     "sum-without-barrier": "wrong sum",
     "warpgroup-beyond": "wgmma: reads beyond shared memory",
     "warpgroup-factors-change": "wrong product",
+    "warpgroup-misaligned": "cp.async.bulk: an address or the size is not a multiple of 16",
     "warpgroup-weights-change": "wrong product",
     "warpgroup-without-commit": "returns while products are under way",
+    "warpgroup-without-copy-wait": "returns while bulk copies are under way",
+    "warpgroup-without-expect": "mbarrier: copied other bytes than it expected",
     "warpgroup-without-fence": "wgmma: without wgmma.fence before it",
-    "warpgroup-without-proxy-fence": "wgmma: what cp.async copied is read without fence.proxy.async",
+    "warpgroup-without-init": "mbarrier: used before it is initialised",
+    "warpgroup-without-proxy-fence": "cp.async.bulk: no fence.proxy.async after mbarrier.init",
     "warpgroup-without-wait": "wrong product",
+    "warpgroup-wrong-round": "returns while bulk copies are under way",
     "write-not-all": "an output was not written",
 }
 SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer")

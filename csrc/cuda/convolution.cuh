@@ -76,38 +76,6 @@ class WeightLoader {
   const T* from_[kChunks];
 };
 
-// The same of weights that are packed for warpgroups.
-template <class T, class Config>
-class GroupLoader {
- public:
-  CONVGRU_DEVICE GroupLoader(const Convolution<T>& conv, int first_column)
-      : step_(in_register(int64_t{kDepth<T>} * conv.columns)) {
-#pragma unroll
-    for (int i = 0; i < kVectors; ++i) {
-      const auto [group, column] = divided(threadIdx.x + i * Config::kThreads, Config::kTileColumns);
-      from_[i] = conv.packed + (group * conv.columns + first_column + column) * kGroup;
-    }
-  }
-
-  CONVGRU_DEVICE void load_next(T* to) {
-#pragma unroll
-    for (int i = 0; i < kVectors; ++i) {
-      const int vector = threadIdx.x + i * Config::kThreads;
-      if (kAll % Config::kThreads == 0 || vector < kAll)
-        copy_async<kCopyBytes>(to + vector * kGroup, from_[i]);
-      from_[i] += step_;
-    }
-  }
-
- private:
-  static constexpr int kAll = kDepth<T> / kGroup * Config::kTileColumns;
-  static constexpr int kVectors = (kAll + Config::kThreads - 1) / Config::kThreads;  // of a thread
-  static_assert(kGroup * sizeof(T) == kCopyBytes);
-
-  int64_t step_;
-  const T* from_[kVectors];
-};
-
 // Where the pixel of a row is in its image; far outside of it if there is no such row.
 struct Place {
   int y, x;
@@ -214,17 +182,11 @@ class Loader {
   const T* pixel_[kRowChunks];
 };
 
-struct Nothing {
-  CONVGRU_DEVICE void operator()() const {}
-};
-
 // Adds the products of all pieces of the depth, one after the other. load(piece, stage) starts to copy what a
 // piece needs to a stage of a ring, add(piece, stage) adds its products; meanwhile() is done while the first
-// are under way. kAddFirst: a piece's products are begun before the next copies, rather than after. Before
-// every barrier, when its own copies are there, a thread calls settle().
-template <int kStages, bool kAddFirst = false, class Load, class Add, class Meanwhile, class Settle = Nothing>
-CONVGRU_DEVICE void add_pieces(
-    int pieces, const Load& load, const Add& add, const Meanwhile& meanwhile, const Settle& settle = {}) {
+// are under way. kAddFirst: a piece's products are begun before the next copies, rather than after.
+template <int kStages, bool kAddFirst = false, class Load, class Add, class Meanwhile>
+CONVGRU_DEVICE void add_pieces(int pieces, const Load& load, const Add& add, const Meanwhile& meanwhile) {
   const auto load_if_any = [&](int piece, int stage) {
     if (piece < pieces) load(piece, stage);
     copy_async_commit();
@@ -233,7 +195,6 @@ CONVGRU_DEVICE void add_pieces(
   meanwhile();
   for (int piece = 0, stage = 0, last = kStages - 1; piece < pieces; ++piece) {
     copy_async_wait<kStages - 2>();
-    settle();
     __syncthreads();  // the piece is there, and everybody is done with the stage that is filled next
     if constexpr (!kAddFirst) load_if_any(piece + kStages - 1, last);
     add(piece, stage);
@@ -242,7 +203,6 @@ CONVGRU_DEVICE void add_pieces(
     stage = stage + 1 == kStages ? 0 : stage + 1;
   }
   copy_async_wait<0>();
-  settle();
   __syncthreads();
 }
 
@@ -264,13 +224,13 @@ class TileEpilogue {
 
   // Starts to read what does not depend on the sums, if there are registers for it.
   CONVGRU_DEVICE void fetch_early() {
-    if (!Config::kByWarpgroups) fetch();
+    if (Config::kFetchesEarly) fetch();
   }
 
   CONVGRU_DEVICE void finish(const typename Config::Products& products, void* shared) {
     A* const sums = static_cast<A*>(shared);
     products.store(sums + Config::Products::share() * Config::kSumsOfShare, Config::kSumsStride);
-    if (Config::kByWarpgroups) fetch();
+    if (!Config::kFetchesEarly) fetch();
     if (!in_vectors_) {
       __syncthreads();
       for (int j = 0; j < kVectors * kVector<T>; ++j) fetch_and_finish_one(j, sums);
@@ -344,14 +304,25 @@ class TileEpilogue {
   template <int N>
   CONVGRU_DEVICE static void read(A (&c)[N], const A* sums) {
     constexpr int kAtOnce = N % kVector<A> == 0 ? kVector<A> : 1;
+    if constexpr (Config::kReadsByTurns && N == 2 * kAtOnce) {
+      // Some threads read the second half first.
+      const bool turned = threadIdx.x / 4 % 2 != 0;
+      const Elements<A, kAtOnce> first(sums + (turned ? kAtOnce : 0)), last(sums + (turned ? 0 : kAtOnce));
 #pragma unroll
-    for (int i = 0; i < N; i += kAtOnce)
-#pragma unroll
-      for (int share = 0; share < Config::kShares; ++share) {
-        const Elements<A, kAtOnce> some(sums + share * Config::kSumsOfShare + i);
-#pragma unroll
-        for (int k = 0; k < kAtOnce; ++k) c[i + k] = share == 0 ? some[k] : c[i + k] + some[k];
+      for (int k = 0; k < kAtOnce; ++k) {
+        c[k] = turned ? last[k] : first[k];
+        c[k + kAtOnce] = turned ? first[k] : last[k];
       }
+    } else {
+#pragma unroll
+      for (int i = 0; i < N; i += kAtOnce)
+#pragma unroll
+        for (int share = 0; share < Config::kShares; ++share) {
+          const Elements<A, kAtOnce> some(sums + share * Config::kSumsOfShare + i);
+#pragma unroll
+          for (int k = 0; k < kAtOnce; ++k) c[i + k] = share == 0 ? some[k] : c[i + k] + some[k];
+        }
+    }
   }
 
   template <int N>
@@ -416,7 +387,7 @@ template <class T, int kRows, int kColumns, int kPad, int kStageCount, int kThre
 struct TileConfig {
   static constexpr int kTileRows = kRows, kTileColumns = kColumns, kStages = kStageCount,
                        kThreads = kThreadCount, kShares = kShareCount;
-  static constexpr bool kByWarpgroups = false;
+  static constexpr bool kFetchesEarly = true, kReadsByTurns = false;
   static constexpr int kStrideA = kDepth<T> + kCopyBytes / static_cast<int>(sizeof(T));
   static constexpr int kStrideB = kTileColumns + kPad / static_cast<int>(sizeof(T));
   static constexpr int kStageElements = kTileRows * kStrideA + kDepth<T> * kStrideB;
@@ -624,58 +595,6 @@ struct MatrixConfig : MatrixTile<T, kColumns, kShape> {
   };
 };
 
-// 16-bit elements, multiplied by two warpgroups, each of which has half the rows. They read the weights where
-// they are in shared memory, and pixels from registers, so that the rows of a tile may lie anywhere in its
-// window.
-template <class T, int kColumns>
-struct WarpgroupConfig : TileConfig<T, 128, kColumns, 0, 4, 256> {
-  using Tile = TileConfig<T, 128, kColumns, 0, 4, 256>;
-  static constexpr int kResidentBlocks = 2;
-  static constexpr bool kByWarpgroups = true;
-  static_assert(sizeof(T) == 2);
-
-  class Products {
-   public:
-    static constexpr int kStep = 16, kSteps = kDepth<T> / kStep, kDown = 1;
-
-    CONVGRU_DEVICE static int share() { return 0; }
-    CONVGRU_DEVICE static int row(int) { return first_row() + lane() % 16; }
-    CONVGRU_DEVICE static int left_offset() { return lane() / 16 * (kStep / 2); }
-    CONVGRU_DEVICE static int right_offset() { return 0; }
-
-    // Begins the products of a piece of the depth, of so many steps: after wait().
-    template <int kCount = kSteps>
-    CONVGRU_DEVICE void add(const T* const (&rows)[kDown], const T* b) {
-      constexpr int kGroupBytes = kColumns * kGroup * static_cast<int>(sizeof(T));
-#pragma unroll
-      for (int step = 0; step < kCount; ++step) load_matrices<false>(left_[step], rows[0] + step * kStep);
-      warpgroup_fence();
-#pragma unroll
-      for (int step = 0; step < kCount; ++step)
-        warpgroup_multiply_add<kHalfOf<T>, kColumns>(
-            sum_, left_[step],
-            descriptor(b + step * kStep * kColumns, kGroupBytes / kColumns * 8, kGroupBytes));
-      warpgroup_commit();
-    }
-    CONVGRU_DEVICE void wait() { warpgroup_wait(sum_); }
-
-    CONVGRU_DEVICE void store(float* sums, int stride) const {
-      float* const to = sums + (first_row() + lane() / 4) * stride + lane() % 4 * 2;
-#pragma unroll
-      for (int i = 0; i < kColumns / 2; i += 2)
-        *reinterpret_cast<Words<8>*>(to + i / 2 % 2 * 8 * stride + i / 4 * 8) =
-            Words<8>{float_to_bits(sum_[i]), float_to_bits(sum_[i + 1])};
-    }
-
-   private:
-    CONVGRU_DEVICE static int lane() { return threadIdx.x % 32; }
-    CONVGRU_DEVICE static int first_row() { return threadIdx.x / 32 * 16; }
-
-    float sum_[kColumns / 2] = {};
-    uint32_t left_[kSteps][4];
-  };
-};
-
 // Calls f(i) for every i in [0, count) in some thread of the grid.
 template <class F>
 CONVGRU_DEVICE void for_all(int64_t count, const F& f) {
@@ -685,13 +604,24 @@ CONVGRU_DEVICE void for_all(int64_t count, const F& f) {
 
 constexpr int kElementThreads = 256, kElementBlocks = 4;  // of a multiprocessor
 
+// The row and column of the i-th element of weights that are packed for warpgroups.
+template <class T>
+CONVGRU_DEVICE Divided place_for_warpgroups(int columns, bool cudnn, int64_t i) {
+  const int of_tile = warpgroup_columns(columns, cudnn);
+  const auto [vector, of_group] = divided(i, kGroup);
+  const auto [group, column] = divided(vector, of_tile);
+  const auto [tile, of_piece] = divided(group, kDepth<T> / kGroup);
+  const auto [piece, across] = divided(tile, columns / of_tile);
+  return {piece * kDepth<T> + of_piece * kGroup + of_group, across * of_tile + column};
+}
+
 template <class T>
 CONVGRU_DEVICE void pack_part(const typename Packing<T>::Part& part) {
   const Weights<T>& weights = part.weights;
   const int taps = weights.kernel_h * weights.kernel_w;
   for_all(part.size, [&](int64_t i) {
-    auto [row, column] = divided(weights.by_warpgroups ? i / kGroup : i, part.columns);
-    if (weights.by_warpgroups) row = row * kGroup + i % kGroup;
+    const auto [row, column] = weights.by_warpgroups ? place_for_warpgroups<T>(part.columns, weights.cudnn, i)
+                                                     : divided(i, part.columns);
     const int64_t first_rows = int64_t{taps} * padded(weights.parts[0].channels, kDepth<T>);
     const bool is_first = row < first_rows;
     const WeightPart<T>& from = weights.parts[is_first ? 0 : 1];

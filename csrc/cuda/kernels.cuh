@@ -4,6 +4,7 @@
 
 #include "launch.cuh"
 #include "sequence.cuh"
+#include "warpgroup.cuh"
 
 namespace convgru::cuda {
 
@@ -54,22 +55,20 @@ void convolve_by_pieces(const Convolution<T>& conv, const Epilogue& epilogue, St
   convolve_by<Config>(convolve_kernel<T, Config, Epilogue>, Config::shared_bytes(), conv, epilogue, stream);
 }
 
-template <class Config, class T, class Epilogue>
-void convolve_by_windows(const Convolution<T>& conv, const Epilogue& epilogue, Stream stream) {
-  convolve_by<Config>(
-      convolve_window_kernel<T, Config, Epilogue>, WindowRoom<T, Config>::bytes(conv), conv, epilogue,
-      stream);
-}
-
-// The widest tile that divides the packed columns.
 template <class T, class Epilogue>
 void convolve_by_warpgroups(const Convolution<T>& conv, const Epilogue& epilogue, Stream stream) {
+  const auto by = [&]<int kTileColumns>() {
+    using Config = WarpgroupConfig<T, kTileColumns>;
+    convolve_by<Config>(
+        convolve_warpgroups_kernel<T, Config, Epilogue>, WarpgroupRoom<T, Config>::bytes(conv), conv,
+        epilogue, stream);
+  };
   if constexpr (kThreeGates<Epilogue>)
-    convolve_by_windows<WarpgroupConfig<T, kCudnnColumns>>(conv, epilogue, stream);
-  else if (conv.columns % kWarpgroupColumns == 0)
-    convolve_by_windows<WarpgroupConfig<T, kWarpgroupColumns>>(conv, epilogue, stream);
+    by.template operator()<kCudnnColumns>();
+  else if (warpgroup_columns(conv.columns, false) == kWarpgroupColumns)
+    by.template operator()<kWarpgroupColumns>();
   else
-    convolve_by_windows<WarpgroupConfig<T, kColumns>>(conv, epilogue, stream);
+    by.template operator()<kColumns>();
 }
 
 template <class T, template <class> class Epilogue>
@@ -82,7 +81,8 @@ void convolve(const Convolution<T>& conv, const Epilogue<T>& epilogue, Stream st
       using Windowed = WindowConfig<T, kTileColumns>;
       using Room = WindowRoom<T, Windowed>;
       if (Room::suits(conv) && Room::bytes(conv) <= shared_bytes_of_two_blocks())
-        return convolve_by_windows<Windowed>(conv, epilogue, stream);
+        return convolve_by<Windowed>(
+            convolve_window_kernel<T, Windowed, Epilogue<T>>, Room::bytes(conv), conv, epilogue, stream);
       return convolve_by_pieces<MatrixConfig<T, kTileColumns>>(conv, epilogue, stream);
     }
   }

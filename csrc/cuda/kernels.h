@@ -39,7 +39,12 @@ constexpr int kDepthBytes = 64;
 // Columns of a tile. Those of "cudnn" are groups of r, z and n of the same hidden channels, which must not be
 // torn apart.
 constexpr int kColumns = 64, kCudnnGroup = 16, kCudnnColumns = 2 * 3 * kCudnnGroup;
+
+// Of a tile that is multiplied by warpgroups, of so many packed columns.
 constexpr int kWarpgroupColumns = 128;
+constexpr int warpgroup_columns(int columns, bool cudnn) {
+  return cudnn ? kCudnnColumns : columns % kWarpgroupColumns == 0 ? kWarpgroupColumns : kColumns;
+}
 
 constexpr int padded(int count, int unit) {
   return (count + unit - 1) / unit * unit;
@@ -82,8 +87,8 @@ struct Weights {
   // Columns of the packed weights.
   int columns() const { return cudnn ? padded(out / 3, kCudnnColumns / 3) * 3 : padded(out, kColumns); }
   // Elements of the packed weights, [part][channel / kDepth][tap][channel % kDepth][column], channels padded
-  // to kDepth by zeros. Or by_warpgroups kGroup channels of a column together: after the tap
-  // [channel % kDepth / kGroup][column][channel % kGroup].
+  // to kDepth by zeros. Or by_warpgroups what a tile reads of a piece together: after the tap
+  // [column / warpgroup_columns][channel % kDepth / kGroup][column % warpgroup_columns][channel % kGroup].
   int64_t packed_size() const {
     int64_t depth = 0;
     for (int p = 0; p < count; ++p) depth += padded(parts[p].channels, kDepth<T>);

@@ -42,10 +42,26 @@ inline void load_matrices(uint32_t (&fragments)[4], const void* shared_row) {
   for (int i = 0; i < 4; ++i) fragments[i] = four.registers[i];
 }
 
+[[noreturn]] inline void trap() {
+  cuda_on_host::fail("trap");
+}
+
 inline uint32_t shared_address(const void* pointer) {
   return cuda_on_host::shared_address(pointer);
 }
 
+inline void barrier_init(uint64_t* barrier, unsigned count) {
+  cuda_on_host::barrier_init(barrier, count);
+}
+inline void barrier_expect(uint64_t* barrier, unsigned bytes) {
+  cuda_on_host::barrier_expect(barrier, bytes);
+}
+inline void barrier_wait(uint64_t* barrier, unsigned parity) {
+  cuda_on_host::barrier_wait(barrier, parity);
+}
+inline void copy_bulk(void* shared, const void* global, unsigned bytes, uint64_t* barrier) {
+  cuda_on_host::copy_bulk(shared, global, bytes, barrier);
+}
 inline void async_proxy_fence() {
   cuda_on_host::async_proxy_fence();
 }
@@ -155,6 +171,11 @@ inline void multiply_add_tf32(float (&sums)[4], const uint32_t (&a)[4], const ui
 __device__ __forceinline__ unsigned char* dynamic_shared() {
   extern __shared__ __align__(128) unsigned char memory[];
   return memory;
+}
+
+// Ends the kernel with an error.
+__device__ __forceinline__ void trap() {
+  __trap();
 }
 
 __device__ __forceinline__ uint32_t shared_address(const void* pointer) {
@@ -290,14 +311,47 @@ __device__ __forceinline__ void multiply_add(
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
-// Products by a warpgroup, four warps whose numbers begin with a multiple of four: begun, and done at some
-// time before warpgroup_wait. Until then nobody writes its factors or reads its sums.
-//
-// What threads have written to shared memory, and cp.async for them: after a fence in each of them, and a
-// barrier, the products of others find it.
+// Barriers in shared memory that bulk copies arrive at (mbarrier). Round after round, a barrier is passed
+// when `count` threads have arrived and the bytes they expected have been copied; the first round has the
+// parity 0. The thread that initialises them fences before it copies, and others wait after a barrier of the
+// block.
+__device__ __forceinline__ void barrier_init(uint64_t* barrier, unsigned count) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(count)
+               : "memory");
+}
+// Arrives, and expects so many bytes more.
+__device__ __forceinline__ void barrier_expect(uint64_t* barrier, unsigned bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)),
+               "r"(bytes)
+               : "memory");
+}
+__device__ __forceinline__ void barrier_wait(uint64_t* barrier, unsigned parity) {
+  uint32_t passed;
+  do {
+    asm volatile(
+        "{\n .reg .pred p;\n mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n selp.u32 %0, 1, 0, p;\n}"
+        : "=r"(passed)
+        : "r"(shared_address(barrier)), "r"(parity)
+        : "memory");
+  } while (passed == 0);
+}
+// Starts to copy so many bytes; they and both addresses are multiples of 16. By one thread, in the proxy in
+// which products of warpgroups read.
+__device__ __forceinline__ void copy_bulk(
+    void* shared, const void* global, unsigned bytes, uint64_t* barrier) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+          shared_address(shared)),
+      "l"(__cvta_generic_to_global(global)), "r"(bytes), "r"(shared_address(barrier))
+      : "memory");
+}
 __device__ __forceinline__ void async_proxy_fence() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
+
+// Products by a warpgroup, four warps whose numbers begin with a multiple of four: begun, and done at some
+// time before warpgroup_wait. Until then nobody writes its factors or reads its sums.
+//
 // Between what touches the registers of sums and factors and the products that read them.
 __device__ __forceinline__ void warpgroup_fence() {
   asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
@@ -381,6 +435,10 @@ __device__ __forceinline__ void multiply_add_tf32(
 CONVGRU_DEVICE uint64_t descriptor(const void* shared, int bytes_of_8_columns, int bytes_of_8_channels) {
   return uint64_t{(shared_address(shared) & 0x3FFFF) >> 4} | uint64_t(bytes_of_8_channels >> 4) << 16 |
          uint64_t(bytes_of_8_columns >> 4) << 32;
+}
+// Of a factor so many bytes further on.
+CONVGRU_DEVICE uint64_t moved_descriptor(uint64_t descriptor, int bytes) {
+  return descriptor + (bytes >> 4);
 }
 
 }  // namespace convgru::cuda

@@ -69,6 +69,7 @@ std::string key_of(const Call& call, const std::string& what) {
   else
     key << 0;
   key << " " << problem_text(call);
+  if (may_be_warpgroups(call)) key << ", with warpgroups";
   return key.str();
 }
 

@@ -200,8 +200,10 @@ struct WindowRoom {
   }
 };
 
+// As convolve_kernel, but that all taps read the same window of pixels, while the next is copied to another.
 template <class T, class Config, class Epilogue>
-CONVGRU_DEVICE void convolve_windows(const Convolution<T>& conv, const Epilogue& epilogue) {
+__global__ void __launch_bounds__(Config::kThreads, Config::kResidentBlocks) convolve_window_kernel(
+    const __grid_constant__ Convolution<T> conv, const __grid_constant__ Epilogue epilogue) {
   using Products = typename Config::Products;
   constexpr int kPieceElements = WindowRoom<T, Config>::kPieceElements;
   const int64_t first_row = int64_t{blockIdx.x} * Config::kTileRows;
@@ -212,8 +214,7 @@ CONVGRU_DEVICE void convolve_windows(const Convolution<T>& conv, const Epilogue&
   T* const windows = shared + Taps<T, Config>::elements(conv, 1);
   T* const weights = windows + 2 * window_elements;
   WindowLoader<T, Config> window_loader(conv, first_row);
-  std::conditional_t<Config::kByWarpgroups, GroupLoader<T, Config>, WeightLoader<T, Config>> weight_loader(
-      conv, first_column);
+  WeightLoader<T, Config> weight_loader(conv, first_column);
   const auto the_other = [&](auto* one) { return one == windows ? one + window_elements : windows; };
   T* window_to_load = windows;
   int tap_to_load = 0;
@@ -257,23 +258,8 @@ CONVGRU_DEVICE void convolve_windows(const Convolution<T>& conv, const Epilogue&
     __syncthreads();
     tap_rows.at(tap, window + left_offset, Config::kStrideA, rows);
   };
-  const auto settle = [&] {
-    if constexpr (Config::kByWarpgroups) {
-      async_proxy_fence();
-      products.wait();
-    }
-  };
-  add_pieces<Config::kStages, /*kAddFirst=*/true>(
-      conv.pieces_of_columns(first_column), load, add, meanwhile, settle);
+  add_pieces<Config::kStages, /*kAddFirst=*/true>(conv.pieces_of_columns(first_column), load, add, meanwhile);
   tile_epilogue.finish(products, shared);
-}
-
-// As convolve_kernel, but that all taps read the same window of pixels, while the next is copied to another.
-template <class T, class Config, class Epilogue>
-__global__ void __launch_bounds__(Config::kThreads, Config::kResidentBlocks) convolve_window_kernel(
-    const __grid_constant__ Convolution<T> conv, const __grid_constant__ Epilogue epilogue) {
-  if constexpr (!Config::kByWarpgroups || kHasWarpgroupProducts)
-    convolve_windows<T, Config, Epilogue>(conv, epilogue);
 }
 
 }  // namespace convgru::cuda

@@ -161,6 +161,14 @@ struct Product {
   float (*widen)(uint16_t);
 };
 
+// mbarrier: passed, round after round, when all have arrived and all bytes that were expected are copied.
+struct CopyBarrier {
+  unsigned count = 0, missing = 0;  // threads; in this round
+  long bytes = 0;                   // expected and not copied
+  unsigned round = 0;
+  std::vector<Copy> copies;  // under way
+};
+
 struct Block;
 
 struct Fiber {
@@ -178,7 +186,7 @@ struct Fiber {
   std::vector<Copy> open_group;
   std::vector<std::vector<Copy>> groups;         // committed, oldest first
   std::vector<Product> open_products, products;  // before commit, after
-  bool copied = false;                           // by cp.async, since the last async_proxy_fence
+  bool initialised = false;                      // a barrier, since the last async_proxy_fence
   bool fenced = false;                           // by warpgroup_fence, since the last wait
 #if defined(__SANITIZE_ADDRESS__)
   void* fake_stack = nullptr;
@@ -204,7 +212,8 @@ struct Block {
   Barrier barrier;
   int live = 0;
   std::vector<Warp> warps;
-  std::vector<Fiber*> fibers;
+  std::map<const void*, CopyBarrier> barriers;  // by their address
+  int copies = 0;                               // in bulk, so far
   Memory shared;
 };
 
@@ -302,6 +311,8 @@ inline void run_fiber() {
   bool pending = !fiber.open_group.empty();
   for (const auto& group : fiber.groups) pending |= !group.empty();
   if (pending) fail("returns while copies by cp.async are under way");
+  for (const auto& [address, barrier] : fiber.block->barriers)
+    if (fiber.block->live == 1 && !barrier.copies.empty()) fail("returns while bulk copies are under way");
   if (!fiber.open_products.empty() || !fiber.products.empty()) fail("returns while products are under way");
   fiber.done = true;
   leave(fiber.block->warps[fiber.warp()].barrier, fiber.block->warps[fiber.warp()].live);
@@ -329,7 +340,6 @@ inline void run(std::vector<Block*> blocks, std::mt19937& random) {
   for (Block* block : blocks) {
     block->live = threads;
     block->warps.assign((threads + kWarp - 1) / kWarp, {});
-    block->fibers.clear();
     for (int t = 0; t < threads; ++t) {
       if (machine.pool.size() == fibers.size()) {
         machine.pool.push_back(std::make_unique<Fiber>());
@@ -349,11 +359,10 @@ inline void run(std::vector<Block*> blocks, std::mt19937& random) {
       fiber.groups.clear();
       fiber.open_products.clear();
       fiber.products.clear();
-      fiber.copied = fiber.fenced = false;
+      fiber.initialised = fiber.fenced = false;
       ++block->warps[fiber.warp()].live;
       fiber.context.start(fiber.stack->data(), run_fiber);
       fibers.push_back(&fiber);
-      block->fibers.push_back(&fiber);
       if (fiber.lane() == 0) warps.emplace_back();
       warps.back().push_back(&fiber);
     }
@@ -402,7 +411,7 @@ void launch(bool cooperative, Kernel kernel, dim3 grid, dim3 block, size_t share
   std::shuffle(order.begin(), order.end(), random);
   std::vector<std::unique_ptr<Block>> blocks;
   for (const dim3& index : order) {
-    blocks.push_back(std::unique_ptr<Block>(new Block{index, {}, 0, {}, {}, Memory(shared_bytes)}));
+    blocks.push_back(std::unique_ptr<Block>(new Block{index, {}, 0, {}, {}, 0, Memory(shared_bytes)}));
     if (cooperative) continue;
     run({blocks.back().get()}, random);
     blocks.clear();
@@ -475,7 +484,6 @@ inline void copy_async_wait(size_t most) {
       if (copy.read > 0) memcpy(copy.to, copy.from, copy.read);
     }
     fiber.groups.erase(fiber.groups.begin());
-    fiber.copied = true;
   }
 }
 
@@ -532,12 +540,63 @@ Sums multiply(const Sums& c, const uint32_t (&a)[4], const uint32_t (&b)[2], con
   });
 }
 
+inline CopyBarrier& copy_barrier(const void* address) {
+  auto& barriers = machine.current->block->barriers;
+  if (barriers.count(address) == 0) fail("mbarrier: used before it is initialised");
+  return barriers[address];
+}
+inline void end_round_if_complete(CopyBarrier& barrier) {
+  if (barrier.missing > 0 || barrier.bytes != 0) return;
+  barrier.missing = barrier.count;
+  ++barrier.round;
+}
+inline void copy_now(CopyBarrier& barrier) {
+  for (const Copy& copy : std::exchange(barrier.copies, {})) {
+    memcpy(copy.to, copy.from, copy.bytes);
+    barrier.bytes -= copy.bytes;
+  }
+  if (barrier.bytes < 0) fail("mbarrier: copied other bytes than it expected");
+  end_round_if_complete(barrier);
+}
+
+inline void barrier_init(const void* address, unsigned count) {
+  if (reinterpret_cast<uintptr_t>(address) % 8 != 0) fail("mbarrier: not aligned to 8 bytes");
+  machine.current->block->barriers[address] = {count, count, 0, 0, {}};
+  machine.current->initialised = true;
+}
+inline void barrier_expect(const void* address, unsigned bytes) {
+  CopyBarrier& barrier = copy_barrier(address);
+  barrier.bytes += bytes;
+  --barrier.missing;
+  end_round_if_complete(barrier);
+}
+// Done as late as can be, or as early.
+inline void copy_bulk(void* to, const void* from, unsigned bytes, const void* address) {
+  Fiber& fiber = *machine.current;
+  if (fiber.initialised) fail("cp.async.bulk: no fence.proxy.async after mbarrier.init");
+  if ((reinterpret_cast<uintptr_t>(to) | reinterpret_cast<uintptr_t>(from) | bytes) % 16 != 0)
+    fail("cp.async.bulk: an address or the size is not a multiple of 16");
+  CopyBarrier& barrier = copy_barrier(address);
+  barrier.copies.push_back({to, from, static_cast<int>(bytes), static_cast<int>(bytes)});
+  if ((machine.seed + fiber.block->copies++) % 2 == 0) copy_now(barrier);
+}
+inline void barrier_wait(
+    const void* address, unsigned parity, const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
+  CopyBarrier& barrier = copy_barrier(address);
+  const auto passed = [&barrier, parity] { return barrier.round % 2 != parity; };
+  if (!passed()) copy_now(barrier);
+  if (passed()) return;
+  machine.current->place = {"barrier_wait", file, line};
+  machine.current->condition = passed;
+  switch_to_scheduler();
+}
+
 inline uint32_t shared_address(const void* pointer) {
   return static_cast<uint32_t>(static_cast<const unsigned char*>(pointer) - dynamic_shared());
 }
 
 inline void async_proxy_fence() {
-  machine.current->copied = false;
+  machine.current->initialised = false;
 }
 inline void warpgroup_fence() {
   machine.current->fenced = true;
@@ -596,9 +655,6 @@ inline void warpgroup_wait() {
 inline void warpgroup_multiply(const Product& product) {
   Fiber& fiber = *machine.current;
   if (!fiber.fenced) fail("wgmma: without wgmma.fence before it");
-  for (int number = 0; number < static_cast<int>(machine.block.count()); ++number)
-    if (fiber.block->fibers[number]->copied)
-      fail("wgmma: what cp.async copied is read without fence.proxy.async");
   fiber.open_products.push_back(product);
 }
 

@@ -268,11 +268,16 @@ void tf32() {
     }
 }
 
-// A warpgroup: 64x32 times 32x64, a from memory to registers, b by cp.async to shared memory, in the order of
-// its descriptor. What may be wrong with it:
+// A warpgroup: 64x32 times 32x64, a from memory to registers, b by a bulk copy to shared memory, in the order
+// of its descriptor. What may be wrong with it:
 enum class Fault {
   kNone,
+  kNoInit,
   kNoProxyFence,
+  kNoExpect,
+  kMisaligned,
+  kNoCopyWait,
+  kWrongRound,
   kNoFence,
   kNoCommit,
   kNoWait,
@@ -283,14 +288,18 @@ enum class Fault {
 
 template <Fault kFault>
 __global__ void warpgroup_kernel(const uint16_t* a, const uint16_t* b, float* c) {
-  constexpr int kColumns = 64, kGroupBytes = kColumns * 16;
-  uint16_t* shared = reinterpret_cast<uint16_t*>(dynamic_shared());
+  constexpr int kColumns = 64, kGroupBytes = kColumns * 16, kBytes = 4 * kGroupBytes;
+  uint64_t* const barrier = reinterpret_cast<uint64_t*>(dynamic_shared());
+  uint16_t* const shared = reinterpret_cast<uint16_t*>(dynamic_shared() + 16);
   const int lane = threadIdx.x % 32, row = threadIdx.x / 32 * 16 + lane / 4, pair = lane % 4 * 2;
-  for (int i = threadIdx.x; i < 4 * kColumns; i += blockDim.x) copy_async<16>(shared + 8 * i, b + 8 * i);
-  copy_async_commit();
-  copy_async_wait<0>();
-  if (kFault != Fault::kNoProxyFence) async_proxy_fence();
+  if (threadIdx.x == 0) {
+    if (kFault != Fault::kNoInit) barrier_init(barrier, 1);
+    if (kFault != Fault::kNoProxyFence) async_proxy_fence();
+    barrier_expect(barrier, kFault == Fault::kNoExpect ? 0 : kBytes);
+    copy_bulk(shared, b, kBytes - (kFault == Fault::kMisaligned ? 8 : 0), barrier);
+  }
   __syncthreads();
+  if (kFault != Fault::kNoCopyWait) barrier_wait(barrier, kFault == Fault::kWrongRound ? 1 : 0);
   float sums[kColumns / 2] = {};
   uint32_t left[2][4];
   for (int step = 0; step < 2; ++step)
@@ -323,7 +332,7 @@ void warpgroup() {
       reinterpret_cast<uint16_t*>(b.data())[(k / 8 * kColumns + n) * 8 + k % 8] =
           half_of<Half::kBFloat16>(element(k * kColumns + n, 5));
   launch(
-      false, warpgroup_kernel<kFault>, 1, 128, b.size(), reinterpret_cast<uint16_t*>(a.data()),
+      false, warpgroup_kernel<kFault>, 1, 128, 16 + b.size(), reinterpret_cast<uint16_t*>(a.data()),
       reinterpret_cast<uint16_t*>(b.data()), floats(c));
   for (int row = 0; row < kRows; ++row)
     for (int n = 0; n < kColumns; ++n) {
@@ -373,7 +382,12 @@ const std::map<std::string, void (*)()> kCases{
     {"product-tf32", tf32},
     {"shuffle", shuffle},
     {"warpgroup", warpgroup<Fault::kNone>},
+    {"warpgroup-without-init", warpgroup<Fault::kNoInit>},
     {"warpgroup-without-proxy-fence", warpgroup<Fault::kNoProxyFence>},
+    {"warpgroup-without-expect", warpgroup<Fault::kNoExpect>},
+    {"warpgroup-misaligned", warpgroup<Fault::kMisaligned>},
+    {"warpgroup-without-copy-wait", warpgroup<Fault::kNoCopyWait>},
+    {"warpgroup-wrong-round", warpgroup<Fault::kWrongRound>},
     {"warpgroup-without-fence", warpgroup<Fault::kNoFence>},
     {"warpgroup-without-commit", warpgroup<Fault::kNoCommit>},
     {"warpgroup-without-wait", warpgroup<Fault::kNoWait>},
