@@ -147,6 +147,7 @@ WAYS = {
     "kernels": {"resident_blocks": 0},
     "one-kernel": {"resident_blocks": 24},
     "library": {"resident_blocks": 0, "by_library": True},
+    "warpgroups": {"resident_blocks": 0, "warpgroups": True},
 }
 
 
@@ -155,7 +156,7 @@ WAYS = {
     [
         pytest.param(how, dtype, sample, id=f"{name}-{dtype}-{sample}")
         for name, how in WAYS.items()
-        for dtype in DTYPES[:3]
+        for dtype in (DTYPES[:3] if name != "warpgroups" else [torch.bfloat16])
         for sample in samples("kernel-3x5", "channels-of-16", "no-input", "one-step-hx")
     ],
 )
@@ -252,7 +253,7 @@ def test_warpgroups(backend, variant, dtype, shape, kernel, monkeypatch, capfd):
         assert_gradients_close(gradients, expected_gradients)
 
 
-@pytest.mark.parametrize("sample", list(sample_inputs()), ids=str)
+@pytest.mark.parametrize("sample", [s for s in sample_inputs() if not s.reverse], ids=str)
 def test_warpgroups_where_they_suit(backend, sample):
     """Else what there is without them."""
     output, gradients = run(backend(resident_blocks=0, warpgroups=True), sample, torch.bfloat16)
