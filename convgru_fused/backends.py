@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -92,7 +92,7 @@ BACKENDS: dict[str, Backend] = {
         Backend(
             name="cuda",
             description="native C++ and CUDA, one operator for a whole sequence",
-            missing=lambda: ops.missing_on("CUDA"),
+            missing=lambda: ops.missing_on_gpu,
             refused=lambda problem: _native_refused("cuda", _NATIVE_DTYPES, problem),
             conv_gru=ops.NATIVE.conv_gru,
         ),
@@ -121,6 +121,14 @@ class _Selection:
     """The backend the user named, or None. Process-wide, like the flags of torch.backends."""
 
     name: str | None = None
+    blocks: ClassVar[list[_Block]] = []  # of `use_backend`, that threads may leave in another order
+
+
+class _Block:
+    """One `with use_backend(name)`."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
 
 
 _selection = _Selection()
@@ -142,11 +150,14 @@ def use_backend(name: str) -> Iterator[None]:
     backend = BACKENDS[check_choice("name", name, BACKENDS)]
     if backend.missing():
         raise ValueError(f"name: backend {name!r} is not available: {backend.missing()}")
-    before, _selection.name = _selection.name, name
+    block = _Block(name)
+    _selection.blocks.append(block)
+    _selection.name = name
     try:
         yield
     finally:
-        _selection.name = before
+        _selection.blocks.remove(block)
+        _selection.name = _selection.blocks[-1].name if _selection.blocks else _default
 
 
 def selected() -> str | None:
@@ -197,7 +208,8 @@ def backends() -> BackendTable:
     return BackendTable(rows)
 
 
+_default: str | None = None  # outside of all blocks
 if ENVIRONMENT_VARIABLE in os.environ:
-    _selection.name = check_choice(
+    _default = _selection.name = check_choice(
         f"environment variable {ENVIRONMENT_VARIABLE}", os.environ[ENVIRONMENT_VARIABLE], BACKENDS
     )

@@ -410,18 +410,36 @@ def _check_inputs(
     return T, N, H, W
 
 
+def _is_traced(tensor: Tensor) -> bool:
+    """Whether its values cannot be read: those of a fake tensor, or where make_fx records what is done."""
+    if type(tensor) is Tensor and not torch._C._len_torch_dispatch_stack():
+        return False
+    from torch._subclasses.fake_tensor import FakeTensor  # not at every start
+    from torch.fx.experimental.proxy_tensor import get_proxy_mode
+
+    return isinstance(tensor, FakeTensor) or get_proxy_mode() is not None
+
+
 def _check_lengths(lengths: Tensor | Sequence[int], T: int, N: int, device: torch.device) -> Tensor:
-    if isinstance(lengths, str):
-        raise TypeError("lengths: expected integers, got str")
     if not isinstance(lengths, Tensor):
-        lengths = torch.tensor(lengths, dtype=None if N else torch.int64)
+        try:
+            # On the CPU, whatever the default device is: the values are read below.
+            lengths = torch.tensor(lengths, dtype=None if N else torch.int64, device="cpu")
+        except (TypeError, ValueError, RuntimeError, OverflowError):
+            raise TypeError(
+                f"lengths: expected a Tensor or a sequence of integers, got {lengths!r}"
+            ) from None
     if lengths.dtype.is_floating_point or lengths.dtype.is_complex or lengths.dtype == torch.bool:
         raise TypeError(f"lengths: expected integers, got {lengths.dtype}")
+    lengths = lengths.to(torch.int64)
     if lengths.shape != (N,):
         raise ValueError(f"lengths: expected ({N},), got {_shape(lengths)}")
     # Values are read where that neither waits for a device nor breaks a graph; kernels are safe for any
     # value.
     readable = lengths.is_cpu and not torch.compiler.is_compiling() and not ops.under_transform()
-    if readable and N and (lengths.min() < 0 or lengths.max() > T):
+    if readable and N and not _is_traced(lengths) and (lengths.min() < 0 or lengths.max() > T):
         raise ValueError(f"lengths: expected 0 to T={T}, got {lengths.tolist()}")
-    return lengths.to(device=device, dtype=torch.int64)
+    lengths = lengths.to(device)
+    if torch.compiler.is_compiling() or not lengths.is_inference() or torch.is_inference_mode_enabled():
+        return lengths
+    return lengths.clone()  # it is kept for the backward pass, which tensors of inference mode cannot be

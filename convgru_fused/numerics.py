@@ -41,14 +41,20 @@ class precision:
     """
 
     def __init__(self, setting: str) -> None:
-        self._before = _State.setting
-        _State.setting = check_choice("setting", setting, SETTINGS)
+        self._setting = check_choice("setting", setting, SETTINGS)
+        self._before = [_State.setting]
+        self._entered = 0
+        _State.setting = self._setting
 
     def __enter__(self) -> precision:
+        self._entered += 1
+        if self._entered > 1:  # the first block begins when the object is made
+            self._before.append(_State.setting)
+            _State.setting = self._setting
         return self
 
     def __exit__(self, *exception: object) -> None:
-        _State.setting = self._before
+        _State.setting = self._before.pop()
 
 
 def setting() -> str:

@@ -16,12 +16,13 @@ import importlib.util
 import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from . import eager, numerics
 
@@ -45,13 +46,16 @@ def _load() -> str:
 missing_reason = _load()
 
 
-def missing_on(dispatch_key: str) -> str:
-    """Why the compiled operators do not run on tensors with that dispatch key, or ""."""
+def _missing_on_gpu() -> str:
+    """Why the compiled operators do not run on CUDA tensors, or ""."""
     if missing_reason:
         return missing_reason
-    if torch._C._dispatch_has_kernel_for_dispatch_key("convgru_fused::conv_gru", dispatch_key):
+    if torch._C._dispatch_has_kernel_for_dispatch_key("convgru_fused::conv_gru", "CUDA"):
         return ""
-    return f"the compiled extension has no kernels for {dispatch_key}; CONVGRU_FUSED_CUDA=1 builds them"
+    return "the compiled extension has no kernels for CUDA; CONVGRU_FUSED_CUDA=1 builds them"
+
+
+missing_on_gpu = _missing_on_gpu()  # found out now: torch.compile cannot look into the dispatcher
 
 
 # Fake: shapes and strides without data.
@@ -145,40 +149,48 @@ def _conv_gru_autograd(
 
 
 def _conv_gru_backward_setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    grad_output, *tensors, _states, _gates, variant, reverse, _fast, mask = inputs
-    ctx.save_for_backward(grad_output, *tensors)
+    grad_output, *arguments, _states, _gates, variant, reverse, _fast, mask = inputs
+    ctx.save_for_backward(grad_output, *arguments)
     ctx.variant, ctx.reverse, ctx.mask = variant, reverse, mask
     ctx.set_materialize_grads(False)
 
 
+def _with_values(tensors: Sequence[Any], where: Sequence[int], values: Sequence[Any]) -> list[Any]:
+    result = list(tensors)
+    for i, value in zip(where, values, strict=True):
+        result[i] = value
+    return result
+
+
+def _eager_gradients(
+    grad_output: Tensor, arguments: Sequence[Any], variant: str, reverse: bool, wanted: Sequence[int]
+) -> tuple[Tensor, ...]:
+    """What conv_gru_backward computes, by the eager code, which can be differentiated again: the gradients of
+    the wanted ones of the arguments, seven that have one and lengths."""
+
+    def states(*values: Tensor) -> Tensor:
+        return eager.conv_gru(*_with_values(arguments, wanted, values), variant, reverse)  # type: ignore[call-arg]
+
+    with without_autocast(grad_output.device.type):  # in the dtypes that the forward had
+        gradient: Any = torch.func.vjp(states, *(arguments[i] for i in wanted))[1]
+        return gradient(grad_output)
+
+
 def _conv_gru_backward_autograd(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
     """Double backward. States and gates are functions of the other inputs: these get the whole derivative."""
-    grad_output, *saved = ctx.saved_tensors
-    inputs, lengths = saved[:NUM_DIFFERENTIABLE], saved[NUM_DIFFERENTIABLE]
+    grad_output, *arguments = ctx.saved_tensors
     wanted = [i for i, needed in enumerate(ctx.mask) if needed]
     variables = [i for i, needed in enumerate(ctx.needs_input_grad[1 : NUM_DIFFERENTIABLE + 1]) if needed]
 
-    def with_values(tensors: list[Any], where: list[int], values: tuple[Tensor, ...]) -> list[Any]:
-        result = list(tensors)
-        for i, value in zip(where, values, strict=True):
-            result[i] = value
-        return result
-
     def first(grad_output: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
-        """What conv_gru_backward computes: the gradients that its mask asked for."""
-        given = with_values(inputs, variables, values)
+        given = _with_values(arguments, variables, values)
+        return _eager_gradients(grad_output, given, ctx.variant, ctx.reverse, wanted)
 
-        def states(*values: Tensor) -> Tensor:
-            arguments = with_values(given, wanted, values)
-            return eager.conv_gru(*arguments, lengths, ctx.variant, ctx.reverse)  # type: ignore[call-arg]
-
-        gradient: Any = torch.func.vjp(states, *(given[i] for i in wanted))[1]
-        return gradient(grad_output)
-
-    gradient: Any = torch.func.vjp(first, grad_output, *(inputs[i] for i in variables))[1]
-    received = tuple(torch.zeros_like(inputs[i]) if grads[i] is None else grads[i] for i in wanted)
-    grad_grad_output, *second = gradient(received)
-    gradients = with_values([None] * NUM_DIFFERENTIABLE, variables, tuple(second))
+    with without_autocast(grad_output.device.type):
+        gradient: Any = torch.func.vjp(first, grad_output, *(arguments[i] for i in variables))[1]
+        received = tuple(torch.zeros_like(arguments[i]) if grads[i] is None else grads[i] for i in wanted)
+        grad_grad_output, *second = gradient(received)
+    gradients = _with_values([None] * NUM_DIFFERENTIABLE, variables, second)
     return (
         grad_grad_output,
         *gradients,
@@ -214,6 +226,12 @@ def autocast(args: Sequence[Any], device_type: str) -> tuple[Any, ...]:
         else arg
         for arg in args
     )
+
+
+def without_autocast(device_type: str) -> AbstractContextManager[object]:
+    if not torch.amp.is_autocast_available(device_type):
+        return nullcontext()
+    return torch.autocast(device_type, enabled=False)
 
 
 def _conv_gru_autocast(operators: Operators, device_type: str, *args: Any) -> tuple[Tensor, Tensor]:
@@ -281,102 +299,114 @@ def _below_autograd(operator: Any, *args: Any) -> Any:
         return operator(*args)
 
 
+def _direct_function(operators: Operators) -> Any:
+    """What register_autograd makes of the same rule, 50 us faster: that fills in defaults first."""
+
+    class Direct(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *args: Any) -> tuple[Tensor, Tensor]:
+            output = _below_autograd(operators.forward, *args)
+            _conv_gru_setup_context(ctx, args, output)
+            return output
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+            return _conv_gru_autograd(operators, ctx, *grads)
+
+    return Direct
+
+
+def _functions_for_transforms(operators: Operators) -> tuple[Any, Any]:
+    """For torch.func: its transforms do not see rules that are registered with the dispatcher, so they get
+    the same ones as autograd functions."""
+
+    class Forward(torch.autograd.Function):
+        @staticmethod
+        def forward(*args: Any) -> tuple[Tensor, Tensor]:
+            return operators.forward(*args)
+
+        setup_context = staticmethod(_conv_gru_setup_context)
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+            return _conv_gru_autograd(operators, ctx, *grads)
+
+        @staticmethod
+        def vmap(info: Any, in_dims: Any, *args: Any) -> tuple[Any, Any]:
+            return _conv_gru_vmap(operators, info, in_dims, *args)
+
+    class Backward(torch.autograd.Function):
+        @staticmethod
+        def forward(*args: Any) -> tuple[Tensor, ...]:
+            return operators.backward(*args)
+
+        setup_context = staticmethod(_conv_gru_backward_setup_context)
+        backward = staticmethod(_conv_gru_backward_autograd)
+
+        @staticmethod
+        def vmap(info: Any, in_dims: Any, *args: Any) -> tuple[Any, Any]:
+            return _conv_gru_backward_vmap(operators, info, in_dims, *args)
+
+    return Forward, Backward
+
+
+def _backward_with_tangents(grad_output: Tensor, *args: Any) -> tuple[Tensor, ...]:
+    """conv_gru_backward where forward-mode differentiation is under way: the operator has no rule for it."""
+    *arguments, _states, _gates, variant, reverse, _fast, mask = args
+    wanted = [i for i, needed in enumerate(mask) if needed]
+    found = _eager_gradients(grad_output, arguments, variant, reverse, wanted)
+    return tuple(_with_values([grad_output.new_empty(0)] * NUM_DIFFERENTIABLE, wanted, found))
+
+
 class Operators:
     """conv_gru and conv_gru_backward of one implementation."""
+
+    forward: Any
+    backward: Any
 
     def __init__(self, name: str) -> None:
         """name: of conv_gru, with the dispatcher."""
         self.names = name, f"{name}_backward"
-
-    @cached_property
-    def forward(self) -> Any:
-        return getattr(torch.ops.convgru_fused, self.names[0]).default
-
-    @cached_property
-    def backward(self) -> Any:
-        return getattr(torch.ops.convgru_fused, self.names[1]).default
+        self._direct = _direct_function(self)
+        self._functions = _functions_for_transforms(self)
 
     def conv_gru(self, *args: Any, save_gates: bool) -> Tensor:
         """`eager.conv_gru`, whose arguments these are, as one operator. save_gates keeps r, z, n for the
         backward pass, which otherwise computes them again from the states."""
         fast = numerics.allows_fast(args[3].device.type)  # weight_hh's
+        if torch.jit.is_tracing():
+            save_gates = False  # the trace is the same with gradients or without
         output, _ = self.call_forward(*args, fast, save_gates)
         return output
 
     def call_forward(self, *args: Any) -> tuple[Tensor, Tensor]:
+        device_type = args[3].device.type  # weight_hh's
         if under_transform():
-            return self._functions[0].apply(*args)
+            if not autocast_enabled(device_type):
+                return self._functions[0].apply(*args)
+            with torch.autocast(device_type, enabled=False):
+                return self._functions[0].apply(*autocast(args, device_type))
         if torch.compiler.is_compiling() or torch.is_inference_mode_enabled():
             return self.forward(*args)
-        if not torch.is_grad_enabled():
+        if not torch.is_grad_enabled() or torch.jit.is_tracing():
             return _below_autograd(self.forward, *args)
-        if autocast_enabled(args[3].device.type):  # weight_hh's; its casts have gradients too
+        if autocast_enabled(device_type):  # its casts have gradients too
             return self.forward(*args)
         return self._direct.apply(*args)
 
     def call_backward(self, *args: Any) -> tuple[Tensor, ...]:
+        if forward_ad._current_level >= 0:
+            return _backward_with_tangents(*args)
         if under_transform():
             return self._functions[1].apply(*args)
         if torch.compiler.is_compiling() or torch.is_grad_enabled():
             return self.backward(*args)
         return _below_autograd(self.backward, *args)
 
-    @cached_property
-    def _direct(self) -> Any:
-        """What register_autograd makes of the same rule, 50 us faster: that fills in defaults first."""
-        operators = self
-
-        class Direct(torch.autograd.Function):
-            @staticmethod
-            def forward(ctx: Any, *args: Any) -> tuple[Tensor, Tensor]:
-                output = _below_autograd(operators.forward, *args)
-                _conv_gru_setup_context(ctx, args, output)
-                return output
-
-            @staticmethod
-            def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
-                return _conv_gru_autograd(operators, ctx, *grads)
-
-        return Direct
-
-    @cached_property
-    def _functions(self) -> tuple[Any, Any]:
-        """For torch.func: its transforms do not see rules that are registered with the dispatcher, so they
-        get the same ones as autograd functions."""
-        operators = self
-
-        class Forward(torch.autograd.Function):
-            @staticmethod
-            def forward(*args: Any) -> tuple[Tensor, Tensor]:
-                return operators.forward(*args)
-
-            setup_context = staticmethod(_conv_gru_setup_context)
-
-            @staticmethod
-            def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
-                return _conv_gru_autograd(operators, ctx, *grads)
-
-            @staticmethod
-            def vmap(info: Any, in_dims: Any, *args: Any) -> tuple[Any, Any]:
-                return _conv_gru_vmap(operators, info, in_dims, *args)
-
-        class Backward(torch.autograd.Function):
-            @staticmethod
-            def forward(*args: Any) -> tuple[Tensor, ...]:
-                return operators.backward(*args)
-
-            setup_context = staticmethod(_conv_gru_backward_setup_context)
-            backward = staticmethod(_conv_gru_backward_autograd)
-
-            @staticmethod
-            def vmap(info: Any, in_dims: Any, *args: Any) -> tuple[Any, Any]:
-                return _conv_gru_backward_vmap(operators, info, in_dims, *args)
-
-        return Forward, Backward
-
     def register(self, library: torch.library.Library) -> None:
         """The rules of both operators, which are defined."""
         forward, backward = (f"convgru_fused::{name}" for name in self.names)
+        self.forward, self.backward = (getattr(torch.ops.convgru_fused, name).default for name in self.names)
         torch.library.register_fake(forward, _conv_gru_fake, lib=library)
         torch.library.register_fake(backward, _conv_gru_backward_fake, lib=library)
         torch.library.register_autograd(

@@ -117,3 +117,16 @@ def test_a_training_step(backend):
         optimizer.step()
         losses.append(loss.item())
     assert all(later < earlier for earlier, later in zip(losses, losses[1:], strict=False))
+
+
+def test_double_backward_within_autocast_is_in_the_dtypes_of_the_forward(backend):
+    model, x = ConvGRU(3, 4), torch.randn(3, 2, 3, 5, 5, requires_grad=True)
+
+    def twice(enabled):
+        output = model(x)[0]
+        with autocast(enabled=enabled):
+            (gradient,) = torch.autograd.grad(output.sin().sum(), x, create_graph=True)
+            return torch.autograd.grad(gradient.square().sum(), [x, *model.parameters()])
+
+    for within, without in zip(twice(True), twice(False), strict=True):
+        assert torch.equal(within, without)

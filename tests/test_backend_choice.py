@@ -5,7 +5,7 @@ import torch
 
 import convgru_fused
 from convgru_fused import ConvGRU, backends, use_backend
-from convgru_fused.backends import BACKENDS, Problem, choose
+from convgru_fused.backends import BACKENDS, Problem, choose, selected
 
 PROBLEM = Problem("cpu", torch.float32, "gru-rcn", forward_ad=False)
 
@@ -27,6 +27,17 @@ def test_use_backend_names_one_until_the_end_of_the_block():
     with pytest.raises(KeyError), use_backend("eager"):
         raise KeyError
     assert choose(PROBLEM).name == "cpu"
+
+
+def test_blocks_that_end_in_another_order():
+    """As those of threads may: none leaves its backend behind."""
+    first, second = use_backend("eager"), use_backend("cpu")
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert selected() == "cpu"
+    second.__exit__(None, None, None)
+    assert selected() is None
 
 
 def test_what_is_chosen_is_what_runs(monkeypatch):
@@ -97,7 +108,8 @@ def test_environment_variable(run_python):
 
 def test_environment_variable_yields_to_use_backend(run_python):
     code = CHOSEN.replace("print", "import convgru_fused\nwith convgru_fused.use_backend('cpu'): print")
-    assert run_python(code, CONVGRU_FUSED_BACKEND="eager").stdout == "cpu\n"
+    code += CHOSEN.splitlines()[-1]
+    assert run_python(code, CONVGRU_FUSED_BACKEND="eager").stdout == "cpu\neager\n"
 
 
 def test_environment_variable_that_names_no_backend(run_python):

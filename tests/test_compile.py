@@ -237,3 +237,41 @@ def test_exported_program_survives_a_file(tmp_path):
     x = inputs(7)
     for actual, expected in zip(loaded(x), model(x), strict=True):
         assert torch.equal(actual, expected)
+
+
+FRESH = """
+import torch
+from convgru_fused import ConvGRU, ConvGRUCell
+compiled = lambda model: torch.compile(model, fullgraph=True, backend="aot_eager")
+x = torch.randn(3, 2, 3, 5, 9)
+"""
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "compiled(ConvGRU(3, 4))(x)",
+        "compiled(ConvGRUCell(3, 4))(x[0])",
+        "compiled(ConvGRU(3, 4, bidirectional=True))(x, lengths=[3, 2])[0].sum().backward()",
+        "compiled(ConvGRU(3, 4, device='meta'))(x.to('meta'))",
+        "torch.export.export(ConvGRU(3, 4), (x,), strict=True)",
+    ],
+)
+def test_as_the_first_thing_in_a_process(run_python, code):
+    """Nothing is found out or made at the first call that a compiler could not follow."""
+    result = run_python(FRESH + code)
+    assert result.returncode == 0, result.stderr[-2000:]
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*is deprecated")
+@pytest.mark.parametrize("grad", [True, False])
+def test_jit_trace(grad, tmp_path):
+    """What is traced serves other sizes, and has gradients."""
+    model = ConvGRU(3, 4, num_layers=2, bidirectional=True, dtype=torch.float64)
+    with torch.set_grad_enabled(grad):
+        torch.jit.save(torch.jit.trace(model, (inputs(),)), tmp_path / "model.pt")
+    traced = torch.jit.load(tmp_path / "model.pt")
+    x = inputs(T=4, N=3, H=7, W=6)
+    names = [name for name, _ in model.named_parameters()]
+    assert [name for name, _ in traced.named_parameters()] == names
+    assert_same_step(training_step(traced, x), training_step(model, x))

@@ -4,6 +4,7 @@ Bitwise, for the native backend. The eager one inherits what PyTorch's convoluti
 repetition only.
 """
 
+import os
 import threading
 from contextlib import contextmanager
 
@@ -215,3 +216,84 @@ def test_python_threads_at_once_give_the_same(shape):
     for repeated, single in zip(results, expected, strict=True):
         for result in repeated:
             assert_bitwise(model, result, single)
+
+
+ASYNCHRONOUS = """
+import random, threading, time, torch
+from convgru_fused import ConvGRUCell, use_backend
+torch.set_num_threads(1)
+torch.manual_seed(0)
+random.seed(0)
+K = 256
+cell, x, h = ConvGRUCell(K, K), torch.randn(1, K, 6, 6), torch.randn(1, K, 6, 6)
+old = [p.detach().clone() for p in cell.parameters()]
+new = [0.02 * torch.randn_like(p) for p in old]
+
+@torch.no_grad()
+def write(weights):
+    for p, w in zip(cell.parameters(), weights):
+        p.copy_(w)
+
+@torch.no_grad()
+def call():
+    return cell(x, h)
+
+write(new)
+with use_backend("eager"):
+    expected = call()
+write(old)
+call()
+start = time.perf_counter()
+write(new)
+call()
+seconds = time.perf_counter() - start
+for _ in range(30):
+    write(old)
+    call()
+    write([1.01 * w for w in old])
+    writer = threading.Thread(target=lambda: (time.sleep(random.random() * seconds), write(new)))
+    writer.start()
+    call()
+    writer.join()
+    assert (call() - expected).abs().max() < 1e-3
+"""
+
+
+def test_weights_that_another_thread_writes_during_a_call_are_seen_after_it(run_python):
+    result = run_python(ASYNCHRONOUS)
+    assert result.returncode == 0, result.stderr
+
+
+FORKING = """
+import os, signal, threading, torch
+from convgru_fused import ConvGRU
+torch.set_num_threads(1)
+model, other, done = ConvGRU(8, 16), ConvGRU(64, 64), False
+
+@torch.no_grad()
+def work():
+    while not done:
+        other(torch.ones(1, 1, 64, 4, 4))
+
+thread = threading.Thread(target=work)
+thread.start()
+try:
+    for _ in range(40):
+        child = os.fork()
+        if child == 0:
+            signal.alarm(10)  # ends it if it waits
+            with torch.no_grad():
+                model(torch.ones(1, 1, 8, 4, 4))
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+finally:
+    done = True
+    thread.join()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes cannot be forked")
+def test_a_process_forked_while_another_thread_computes(run_python):
+    """As workers of a DataLoader are beside a thread that infers: what that holds is free in the child."""
+    result = run_python(FORKING)
+    assert result.returncode == 0, result.stderr

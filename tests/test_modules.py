@@ -227,11 +227,23 @@ def test_h_n_is_the_last_state_of_each_direction(backend):
         assert torch.equal(h_n[1, n], output[0, n, 4:] if length else hx[1, n])
 
 
+def test_lengths_of_inference_mode_in_training(backend):
+    with torch.inference_mode():
+        lengths = torch.tensor([4, 2])
+    model = ConvGRU(3, 4)
+    model(torch.randn(4, 2, 3, 5, 6), lengths=lengths)[0].sum().backward()
+    assert model.weight_hh_l0.grad is not None
+
+
 def test_lengths_may_be_a_list(backend):
     model, x = ConvGRU(3, 4), torch.randn(5, 2, 3, 6, 7)
     expected, _ = model(x, lengths=torch.tensor([5, 3]))
-    for lengths in ([5, 3], (5, 3), torch.tensor([5, 3], dtype=torch.int32), torch.tensor([5, 9, 3])[::2]):
+    integers = (torch.int8, torch.int32, torch.uint8, torch.uint16, torch.uint32, torch.uint64)
+    tensors = [torch.tensor([5, 3], dtype=dtype) for dtype in integers]
+    for lengths in ([5, 3], (5, 3), torch.tensor([5, 9, 3])[::2], *tensors):
         assert torch.equal(model(x, lengths=lengths)[0], expected)
+    with torch.device("meta"):  # where new tensors go
+        assert torch.equal(model(x, lengths=[5, 3])[0], expected)
 
 
 def test_a_sequence_may_be_split(backend):

@@ -68,6 +68,14 @@ def test_context_manager_and_function():
     assert numerics.is_fast()
 
 
+def test_a_context_manager_that_is_used_again():
+    strict = precision("strict")
+    for _ in range(2):
+        with strict:
+            assert not numerics.is_fast()
+        assert numerics.is_fast()
+
+
 def test_backward_keeps_the_setting_of_the_forward_pass():
     """It belongs to the call, not to the moment at which autograd runs."""
     gradients = []

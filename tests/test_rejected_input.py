@@ -113,7 +113,31 @@ FORWARD = {
         "lengths: expected integers, got torch.float32",
     ),
     "lengths-number": (dict(lengths=4), ValueError, "lengths: expected (2,), got shape ()"),
-    "lengths-string": (dict(lengths="44"), TypeError, "lengths: expected integers, got str"),
+    "lengths-string": (
+        dict(lengths="44"),
+        TypeError,
+        "lengths: expected a Tensor or a sequence of integers, got '44'",
+    ),
+    "lengths-none-among": (
+        dict(lengths=[4, None]),
+        TypeError,
+        "lengths: expected a Tensor or a sequence of integers, got [4, None]",
+    ),
+    "lengths-dict": (
+        dict(lengths={0: 1}),
+        TypeError,
+        "lengths: expected a Tensor or a sequence of integers, got {0: 1}",
+    ),
+    "lengths-huge": (
+        dict(lengths=[10**30, 1]),
+        TypeError,
+        f"lengths: expected a Tensor or a sequence of integers, got [{10**30}, 1]",
+    ),
+    "lengths-ragged": (
+        dict(lengths=[[4], [4, 4]]),
+        TypeError,
+        "lengths: expected a Tensor or a sequence of integers, got [[4], [4, 4]]",
+    ),
     "lengths-unbatched": (
         dict(input=X[:, 0], lengths=[4]),
         ValueError,

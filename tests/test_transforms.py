@@ -217,3 +217,44 @@ def test_hessian_of_the_native_backend(variant):
     for actual, expected in zip(*results, strict=True):
         assert expected.abs().max() > 1e-4
         assert_close_to_reference(actual, expected)
+
+
+def test_gradients_under_autocast(backend):
+    """grad, and vmap of it, of a layer that computes in bfloat16: as without torch.func."""
+    model = ConvGRU(2, 3, num_layers=2)
+    x = torch.randn(4, 3, 1, 2, 5, 4)
+
+    def loss(sample):
+        return model(sample)[0].float().sin().sum()
+
+    leaf = x.detach().requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        (expected,) = torch.autograd.grad(sum(loss(sample) for sample in leaf), leaf)
+        one, all_at_once = grad(loss)(x[0]), vmap(grad(loss))(x)
+    largest = expected.abs().max()
+    assert (one - expected[0]).abs().max() <= 0.02 * largest  # bfloat16 has 8 bits
+    assert (all_at_once - expected).abs().max() <= 0.02 * largest
+
+
+@each_model
+def test_tangents_of_the_gradient_of_the_output(model):
+    """The backward pass is linear in it, so the tangent is the backward pass of the tangent."""
+    x = double(3, 1, 2, 5, 4, requires_grad=True)
+    output = model(x)[0]
+    grad_output, tangent = torch.randn_like(output), torch.randn_like(output)
+    inputs = [x, *model.parameters()]
+    expected = torch.autograd.grad(output, inputs, tangent, retain_graph=True)
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(grad_output, tangent)
+        gradients = torch.autograd.grad(output, inputs, dual)
+        for gradient, wanted in zip(gradients, expected, strict=True):
+            assert_close_to_reference(forward_ad.unpack_dual(gradient).tangent, wanted)
+
+
+@each_model
+def test_jvp_of_vjp(model):
+    x = double(3, 1, 2, 5, 4)
+    output, pullback = vjp(lambda x: model(x)[0], x)
+    vector, tangent = torch.randn_like(output), torch.randn_like(output)
+    _, (found,) = jvp(pullback, (vector,), (tangent,))
+    assert_close_to_reference(found, pullback(tangent)[0])

@@ -3,12 +3,13 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
-#include <mutex>
 #include <new>
 #include <vector>
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
+
+#include "fork.h"
 
 namespace convgru::cpu {
 namespace {
@@ -82,7 +83,7 @@ Kept& kept_by_thread() {
 }
 
 struct Shared {
-  std::mutex mutex;
+  ForkSafeMutex mutex;
   Kept kept;
 };
 // Never destroyed: tensors may outlive every static object.
@@ -136,7 +137,7 @@ void give_back_memory(void* memory, size_t bytes) {
 void* take_tensor_memory(size_t& bytes) {
   {
     Shared& shared = kept_by_process();
-    const std::lock_guard<std::mutex> lock(shared.mutex);
+    const std::lock_guard<ForkSafeMutex> lock(shared.mutex);
     void* memory = shared.kept.take(bytes, bytes + bytes / 8);
     if (memory != nullptr) return memory;
   }
@@ -146,7 +147,7 @@ void* take_tensor_memory(size_t& bytes) {
 
 void give_back_tensor_memory(void* memory, size_t bytes) {
   Shared& shared = kept_by_process();
-  const std::lock_guard<std::mutex> lock(shared.mutex);
+  const std::lock_guard<ForkSafeMutex> lock(shared.mutex);
   shared.kept.give_back(memory, bytes);
 }
 #endif

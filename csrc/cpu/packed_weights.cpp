@@ -6,8 +6,8 @@
 #include <atomic>
 #include <cstring>
 #include <list>
-#include <mutex>
 
+#include "fork.h"
 #include "memory.h"
 
 namespace convgru::cpu {
@@ -53,7 +53,6 @@ struct Entry {
   size_t bytes() const { return values.size() + size * sizeof(acc_t<T>); }
 };
 
-std::mutex mutex;
 template <class T>
 std::list<Entry<T>>& entries() {                // most recently used first
   static auto* list = new std::list<Entry<T>>;  // never destroyed: threads may outlive static destructors
@@ -93,14 +92,24 @@ void pack(const ConvolutionKernels<T>& kernels, const Weights<T>& weights, int64
   });
 }
 
+// Returns the weights as they are there.
 template <class T>
-void copy_values(const WeightMemory<T> (&memory)[kMostSources], int count, std::vector<char>& values) {
+Weights<T> copy_values(
+    const Weights<T>& weights, const WeightMemory<T> (&memory)[kMostSources], std::vector<char>& values) {
+  const int count = weights.count;
   int64_t elements = 0;
   for (int p = 0; p < count; ++p) elements += memory[p].size;
   values.resize(elements * sizeof(T));
   for_pieces(memory, count, [&](const char* now, int64_t place, int64_t bytes) {
     memcpy(values.data() + place, now, bytes);
   });
+  Weights<T> copied = weights;
+  const T* data = reinterpret_cast<const T*>(values.data());
+  for (int p = 0; p < count; ++p) {
+    copied.parts[p].data = data + (weights.parts[p].data - memory[p].data);
+    data += memory[p].size;
+  }
+  return copied;
 }
 
 // Takes out the oldest entry of that size that nobody reads, if another one would be too many: where weights
@@ -129,7 +138,8 @@ std::shared_ptr<const acc_t<T>[]> packed_weights(
   const int64_t size = kernels.packed_size(taps * weights.in, weights.out);
   Key<T> key = make_key(kernels, weights);
 
-  const std::lock_guard<std::mutex> lock(mutex);
+  static ForkSafeMutex& mutex = *new ForkSafeMutex;
+  const std::lock_guard<ForkSafeMutex> lock(mutex);
   std::list<Entry<T>>& list = entries<T>();
   const auto found = std::find_if(list.begin(), list.end(), [&](const Entry<T>& e) { return e.key == key; });
   Entry<T> entry;
@@ -147,8 +157,8 @@ std::shared_ptr<const acc_t<T>[]> packed_weights(
   if (entry.packed == nullptr || entry.packed.use_count() > 1)
     entry.packed = Packed<T>(static_cast<acc_t<T>*>(allocate(size * sizeof(acc_t<T>))), deallocate);
   std::atomic_thread_fence(std::memory_order_acquire);  // after the reads of the call that let go of them
-  pack(kernels, weights, size, entry.packed.get());
-  copy_values(memory, weights.count, entry.values);
+  // From the copy: who writes to the weights meanwhile makes them differ from it.
+  pack(kernels, copy_values(weights, memory, entry.values), size, entry.packed.get());
   entry.key = std::move(key);
   entry.size = size;
 
