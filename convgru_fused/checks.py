@@ -36,7 +36,7 @@ def check_bool(name: str, value: object) -> None:
 
 def check_choice(name: str, value: Any, choices: Collection[str]) -> str:
     """One of some words."""
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}")
     return value
 

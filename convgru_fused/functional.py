@@ -184,6 +184,11 @@ def _check_cell(
     if first.dim() not in (3, 4):
         raise ValueError(f"{name}: expected 4 dimensions (N,C,H,W), or 3 unbatched, got {_shape(first)}")
     batched = first.dim() == 4
+    if input is not None and hx is not None:
+        expected = (*input.shape[:-3], weight_hh.size(1), *input.shape[-2:])
+        if hx.shape != expected:
+            names = "(N,K,H,W)" if batched else "(K,H,W)"
+            raise ValueError(f"hx: expected {names} = {expected}, got {_shape(hx)}")
     if not batched:
         input, hx, gate_bias = _unsqueeze(input, 0), _unsqueeze(hx, 0), _unsqueeze(gate_bias, 0)
     input, hx, gate_bias = _unsqueeze(input, 0), _unsqueeze(hx, 0), _unsqueeze(gate_bias, 0)

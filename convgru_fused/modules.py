@@ -187,6 +187,10 @@ class ConvGRU(_ConvGRUBase):
             parts.append("recompute=True")
         return ", ".join(parts)
 
+    def flatten_parameters(self) -> None:
+        """Does nothing. It is there for code that calls it of a torch.nn.GRU, whose parameters are to lie in
+        one piece of memory; these need not."""
+
     @classmethod
     def from_gru(cls, gru: nn.GRU) -> ConvGRU:
         """A ConvGRU with 1x1 kernels and variant "cudnn" that computes what `gru` computes, at every pixel.
@@ -200,7 +204,7 @@ class ConvGRU(_ConvGRUBase):
         """
         if not isinstance(gru, nn.GRU):
             raise TypeError(f"gru: expected a torch.nn.GRU, got {type(gru).__name__}")
-        parameter = gru.get_parameter("weight_ih_l0")
+        parameter = gru.weight_ih_l0
         conv = cls(
             gru.input_size,
             gru.hidden_size,
@@ -216,7 +220,7 @@ class ConvGRU(_ConvGRUBase):
         )
         with torch.no_grad():
             for name, target in conv.named_parameters():
-                target.copy_(gru.get_parameter(name).view_as(target))
+                target.copy_(getattr(gru, name).view_as(target))  # a parameter, or parametrised
         return conv.train(gru.training)
 
     @classmethod
@@ -224,7 +228,7 @@ class ConvGRU(_ConvGRUBase):
         """A one-layer ConvGRU with copies of the parameters of `cell`; `options` go to the constructor."""
         if not isinstance(cell, ConvGRUCell):
             raise TypeError(f"cell: expected a ConvGRUCell, got {type(cell).__name__}")
-        first = cell.get_parameter("weight_ih")
+        first = cell.weight_ih
         conv = cls(
             cell.input_size,
             cell.hidden_size,
@@ -240,7 +244,8 @@ class ConvGRU(_ConvGRUBase):
                 "options: expected one layer and direction, "
                 f"got num_layers={conv.num_layers}, bidirectional={conv.bidirectional}"
             )
-        conv.load_state_dict({f"{name}_l0": value for name, value in cell.state_dict().items()})
+        # Of the cell each is a parameter, or parametrised.
+        conv.load_state_dict({name: getattr(cell, name.removesuffix("_l0")) for name in conv.state_dict()})
         return conv.train(cell.training)
 
 

@@ -29,6 +29,12 @@ def test_use_backend_names_one_until_the_end_of_the_block():
     assert choose(PROBLEM).name == "cpu"
 
 
+def test_a_name_that_is_none():
+    for name in ("fast", ["eager"], None):
+        with pytest.raises(ValueError, match="name: expected one of 'cpu', "), use_backend(name):
+            pass
+
+
 def test_blocks_that_end_in_another_order():
     """As those of threads may: none leaves its backend behind."""
     first, second = use_backend("eager"), use_backend("cpu")

@@ -6,6 +6,7 @@ from itertools import product
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrizations
 
 from convgru_fused import ConvGRU, ConvGRUCell
 from convgru_fused.testing import assert_close_to_reference
@@ -244,6 +245,18 @@ def test_from_cell_refuses_more_than_a_layer(options):
 
 def test_from_cell_keeps_the_mode():
     assert not ConvGRU.from_cell(ConvGRUCell(C, K).eval()).training
+
+
+def test_from_parametrised_modules():
+    """What is copied is what the module computes with."""
+    cell, gru = ConvGRUCell(C, K), nn.GRU(C, K)
+    parametrizations.weight_norm(cell, "weight_hh")
+    parametrizations.weight_norm(gru, "weight_hh_l0")
+    with torch.no_grad():
+        cell.parametrizations.weight_hh.original0.mul_(2)
+        gru.parametrizations.weight_hh_l0.original0.mul_(2)
+    assert torch.equal(ConvGRU.from_cell(cell).weight_hh_l0, cell.weight_hh)
+    assert torch.equal(ConvGRU.from_gru(gru).weight_hh_l0[..., 0, 0], gru.weight_hh_l0)
 
 
 def test_from_cell(backend):

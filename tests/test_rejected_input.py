@@ -564,7 +564,12 @@ def test_what_a_cell_remembers_is_about_the_same_arguments_only():
         assert cell(x, h).shape == h.shape
         with torch.no_grad():
             assert cell(x).shape == h.shape
-        refuses(lambda: cell(x, h[:1]), ValueError, "hx: expected (L*D,N,K,H,W) = (1, 2, 5, 6, 7), got ")
+        refuses(
+            lambda: cell(x, h[:1]),
+            ValueError,
+            "hx: expected (N,K,H,W) = (2, 5, 6, 7), got shape (1, 5, 6, 7)",
+        )
+        refuses(lambda: cell(x[0], h), ValueError, "hx: expected (K,H,W) = (5, 6, 7), got shape (2, 5, 6, 7)")
         refuses(lambda: cell(x.double(), h), ValueError, f"input: {DTYPE} torch.float64")
         refuses(lambda: cell(x.numpy(), h), TypeError, "input: expected a Tensor, got ndarray")
         with use_backend("eager"):

@@ -164,6 +164,14 @@ def test_capture_of_a_loop_after_one_call(gpu_backend, monkeypatch):
     torch.testing.assert_close(output, expected)
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_compile_in_one_graph(gpu_backend, variant):
+    model, x = model_and_input(variant)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    with use_backend(gpu_backend):
+        torch.testing.assert_close(compiled(x)[0], model(x)[0], rtol=0, atol=0)
+
+
 def test_autocast(gpu_backend):
     cell = ConvGRUCell(16, 16, device="cuda")
     x, h = torch.randn(2, 1, 16, 9, 9, device="cuda").unbind()
