@@ -204,7 +204,7 @@ class ConvGRU(_ConvGRUBase):
         """
         if not isinstance(gru, nn.GRU):
             raise TypeError(f"gru: expected a torch.nn.GRU, got {type(gru).__name__}")
-        parameter = gru.weight_ih_l0
+        parameter: Any = gru.weight_ih_l0
         conv = cls(
             gru.input_size,
             gru.hidden_size,
@@ -228,7 +228,7 @@ class ConvGRU(_ConvGRUBase):
         """A one-layer ConvGRU with copies of the parameters of `cell`; `options` go to the constructor."""
         if not isinstance(cell, ConvGRUCell):
             raise TypeError(f"cell: expected a ConvGRUCell, got {type(cell).__name__}")
-        first = cell.weight_ih
+        first: Any = cell.weight_ih
         conv = cls(
             cell.input_size,
             cell.hidden_size,

@@ -11,7 +11,7 @@ from itertools import islice, product
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from .recording import owners_of, submodules_of
@@ -52,6 +52,7 @@ class _Watch(TorchDispatchMode):
 
 def observe(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Calls]:
     """Runs a model, and tells how its modules are called, by path. Of those that raise, what they raise."""
+    args, kwargs = _kept_apart(args), _kept_apart(kwargs)
     watch = _Watch()
     seen: dict[str, Calls] = {}
     starts: list[Counter[str]] = []
@@ -91,6 +92,17 @@ def observe(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
             for calls in watch.running:
                 calls.raised = described(error)
     return seen
+
+
+def _kept_apart(tree: Any) -> Any:
+    """The same arguments in memory and containers of their own, since a forward may change them."""
+    if isinstance(tree, Tensor):
+        return tree.detach().clone().requires_grad_(tree.requires_grad)
+    if type(tree) in (list, tuple):
+        return type(tree)(map(_kept_apart, tree))
+    if type(tree) is dict:
+        return {key: _kept_apart(value) for key, value in tree.items()}
+    return tree
 
 
 def described(error: Exception) -> str:
@@ -139,7 +151,7 @@ def guesses(module: nn.Module) -> Iterator[Example]:
             yield Example(given[:count], dict(zip((p.name for p in keywords), given[count:], strict=True)))
 
 
-def _arguments(kernels: list[torch.Tensor]) -> tuple[list[Any], list[Any]]:
+def _arguments(kernels: list[Tensor]) -> tuple[list[Any], list[Any]]:
     """Single arguments, the likeliest first: images, by channels; and what else there may be."""
     outs = Counter(w.shape[0] for w in kernels)
     ins = Counter(w.shape[1] for w in kernels)

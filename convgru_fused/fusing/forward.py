@@ -4,7 +4,7 @@ Where its code has not been understood and verified, that code runs."""
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import CodeType
 from typing import Any
 
@@ -41,7 +41,8 @@ class FusedForward(ReplacedForward):
         self.structures: dict[object, Formula | None] = {}  # for torch.compile; None where there are several
         self.owners = {name: (child, attribute) for name, child, attribute in owners_of(module)}
         self.hooked = any(weight_hooks(child) for child, _ in self.owners.values())
-        self.inside = [(child, dict(child._modules)) for _, child in submodules_of(module)]
+        self.inside = [(child, dict(child._modules), _shapes(child)) for _, child in submodules_of(module)]
+        self.tied = _tied(module)
         self.places = {path: child for path, child in submodules_of(module)}
         self.remembered: list[str] = []  # attributes that formulas read or set
 
@@ -90,10 +91,14 @@ class FusedForward(ReplacedForward):
         self.plans[self._key(example_args, example_kwargs)] = formula
 
     def add_structure(
-        self, example_args: tuple[Any, ...], example_kwargs: dict[str, Any], formula: Formula
+        self,
+        example_args: tuple[Any, ...],
+        example_kwargs: dict[str, Any],
+        formula: Formula,
+        modes: tuple[bool, ...],
     ) -> None:
-        """A formula that has been found to be the same whatever the sizes."""
-        structure = self._structure(example_args, example_kwargs)
+        """A formula that has been found to be the same whatever the sizes, in such modes."""
+        structure = self._structure(example_args, example_kwargs, modes)
         known = self.structures.setdefault(structure, formula)
         if known is not None and known.skeleton() != formula.skeleton():
             self.structures[structure] = None
@@ -111,7 +116,7 @@ class FusedForward(ReplacedForward):
         if self._is_changed():
             return None
         if torch.compiler.is_compiling() or torch.jit.is_tracing():
-            return self.structures.get(self._structure(args, kwargs))
+            return self.structures.get(self._structure(args, kwargs, self._modes()))
         try:
             key = self._key(args, kwargs)
             if key in self.plans:
@@ -144,27 +149,30 @@ class FusedForward(ReplacedForward):
             return None
 
     def _is_changed(self) -> bool:
-        """Whether a submodule has been exchanged, or has hooks: then its own code has to run."""
-        for child, below in self.inside:
+        """Whether formulas may not hold any more: a submodule has been exchanged, or has hooks; a parameter
+        has come, gone or got another shape; or what were two names of one tensor are two tensors."""
+        for child, below, shapes in self.inside:
             if child._modules != below or (child is not self.module and has_hooks(child)):
                 return True
-        return False
+            if _shapes(child) != shapes:
+                return True
+        return any(getattr(a, name) is not getattr(b, other) for a, name, b, other in self.tied)
 
     def _key(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> object:
-        return (self._described(args, kwargs, _kind), torch.is_grad_enabled())
+        return (self._described(args, kwargs, _kind), self._modes(), torch.is_grad_enabled())
 
-    def _structure(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> object:
-        return self._described(args, kwargs, _outline)
+    def _structure(self, args: tuple[Any, ...], kwargs: dict[str, Any], modes: tuple[bool, ...]) -> object:
+        return (self._described(args, kwargs, _outline), modes)
 
     def _described(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], describe: Callable[[Any], object]
     ) -> object:
         remembered = [getattr(*self._place(name), None) for name in self.remembered]
         autocast = ops.autocast_dtype(self.device_type(args, kwargs))
-        return (describe(args), describe(kwargs), describe(remembered), self._modes(), autocast)
+        return (describe(args), describe(kwargs), describe(remembered), autocast)
 
     def _modes(self) -> tuple[bool, ...]:
-        return tuple([child.training for child, _ in self.inside])
+        return tuple([child.training for child, *_ in self.inside])
 
     def device_type(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
         for _, tensor in arguments_of(args, kwargs):
@@ -191,6 +199,25 @@ def unfuse(model: nn.Module) -> int:
     for child in fused:
         child.__dict__["forward"].remove_from(child)
     return len(fused)
+
+
+def _shapes(module: nn.Module) -> dict[str, torch.Size | None]:
+    """Those of its parameters and buffers, by name."""
+    tensors: Mapping[str, Tensor | None] = module._parameters
+    if module._buffers:  # seldom, and this runs at every call
+        tensors = {**tensors, **module._buffers}
+    return {name: None if tensor is None else tensor.shape for name, tensor in tensors.items()}
+
+
+def _tied(module: nn.Module) -> list[tuple[nn.Module, str, nn.Module, str]]:
+    """Parameters and buffers that are one tensor under several names, which a formula has one name for."""
+    first: dict[int, tuple[nn.Module, str]] = {}
+    tied = []
+    for _, child in submodules_of(module):
+        for name, tensor in (*child._parameters.items(), *child._buffers.items()):
+            if tensor is not None and first.setdefault(id(tensor), (child, name)) != (child, name):
+                tied.append((*first[id(tensor)], child, name))
+    return tied
 
 
 def _is_plain(tensor: Tensor) -> bool:

@@ -194,6 +194,7 @@ class Recorder(TorchDispatchMode):
         self._entries: dict[int, dict[tuple[object, ...], _Entry]] = {}
         self._storages: dict[int, StorageWeakRef] = {}  # whose address is not used again while it is here
         self._external: set[int] = set()
+        self._places: dict[Name, int] = {}  # the memory in which a tensor got its name
         self._grad = torch.is_grad_enabled()
         self._counts = {"step": 0, "value": 0}
 
@@ -208,6 +209,7 @@ class Recorder(TorchDispatchMode):
         address = storage._cdata
         if address not in self._storages:
             self._storages[address] = StorageWeakRef(storage)
+        self._places.setdefault(name, address)
         self._entries.setdefault(address, {})[self._layout(tensor)] = _Entry(value, name)
         if isinstance(value, Image) and len(value.channels.ranges) == 1:
             (part,) = value.channels.ranges
@@ -257,6 +259,19 @@ class Recorder(TorchDispatchMode):
         whole = (*tensor.shape[:2], 1, 1)[:2]
         self.set(tensor, Parameter(name, is_vector(tensor), whole), Own(name))
 
+    def result(self, tensor: Tensor) -> Name:
+        """The name of a tensor that the caller gets: of a copy, if it has the name of one that it is equal to
+        and shares no memory with. The caller may change either."""
+        name = self.name(tensor)
+        if self._places.get(name) in (None, tensor.untyped_storage()._cdata):
+            return name
+        copy = self.new("value")
+        dtype = ("dtype", tensor.dtype)
+        self.recording.instructions.append(
+            Call("aten::_to_copy", "default", (name,), (dtype,), (copy,), True)
+        )
+        return copy
+
     # Operators.
 
     def __torch_dispatch__(
@@ -264,7 +279,7 @@ class Recorder(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        if func is aten._local_scalar_dense.default:
+        if _depends_on_values(func, args, kwargs):
             self.recording.depends_on_values = True
         if func.overloadpacket is aten.detach:
             if not self.detaching:  # autograd's own
@@ -305,9 +320,10 @@ class Recorder(TorchDispatchMode):
 
     def _same_as(self, channels: Channels, tensor: Tensor) -> Name | None:
         """The tensor that an image is equal to, as h is to 0 + h."""
-        (part, *others) = channels.ranges
-        leaf = part.poly.single()
-        if others or not isinstance(leaf, Leaf) or isinstance(leaf.tensor, Frame):
+        if len(channels.ranges) != 1:
+            return None
+        leaf = channels.ranges[0].poly.single()
+        if not isinstance(leaf, Leaf) or isinstance(leaf.tensor, Frame):
             return None
         return leaf.tensor if self.recording.shapes.get(leaf.tensor) == tuple(tensor.shape) else None
 
@@ -409,6 +425,16 @@ def _is_written(func: Any, argument: str) -> bool:
     )
 
 
+def _depends_on_values(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether values of tensors become what a forward can decide by: a number, or a shape."""
+    if torch.Tag.data_dependent_output in func.tags or func.overloadpacket is aten._pack_padded_sequence:
+        return True
+    if func is aten.index.Tensor:  # with integers, the result has their shape
+        indices = bound(func, args, kwargs)["indices"]
+        return any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in indices)
+    return torch.Tag.dynamic_output_shape in func.tags
+
+
 def _functional(func: Any) -> Any:
     """What computes the same as an operator that writes to its first argument; None if there is nothing."""
     name = func._schema.name.partition("::")[2]
@@ -423,8 +449,13 @@ def _functional(func: Any) -> Any:
     return overload if names[0] == names[1] else None
 
 
+# They read values without an operator.
+_READS = (Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__dlpack__)
+
+
 class SeeDetach(TorchFunctionMode):
-    """Tells a recorder which detaching is the module's own, since autograd detaches as well."""
+    """Tells a recorder what operators do not: which detaching is the module's own, since autograd detaches as
+    well, and where values are read."""
 
     def __init__(self, recorder: Recorder) -> None:
         super().__init__()
@@ -435,6 +466,9 @@ class SeeDetach(TorchFunctionMode):
     ) -> Any:
         if func is Tensor.data.__get__:  # type: ignore[attr-defined]
             self._recorder.recording.refusal = "it takes the data of a tensor"
+        splits = func in (torch.tensor_split, Tensor.tensor_split)
+        if func in _READS or (splits and any(True for _ in tensors_of([args[1:], kwargs], ""))):
+            self._recorder.recording.depends_on_values = True
         if autocasting() != self._recorder.autocast:
             self._recorder.recording.refusal = "autocast is switched on or off inside it"
         if func not in (Tensor.detach, Tensor.detach_, torch.detach):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -186,8 +187,8 @@ class _Search:
         for example, formula, _ in formulas:
             args, kwargs = example.make(0)
             forward.add(args, kwargs, formula)
-            if _is_generic(module, example, formula):
-                forward.add_structure(args, kwargs, formula)
+            for modes in _generic_modes(module, example, formula):
+                forward.add_structure(args, kwargs, formula, modes)
         speedup = _speedup(forward, formulas[0][0]) if self.benchmark else None
         forward.install()
         errors = [error for *_, error in formulas if error is not None]
@@ -231,8 +232,9 @@ def _is_loop(formula: Formula) -> bool:
     return formula.has_scan() and not any(isinstance(name, Own) for name in names_in(tuple(formula.calls())))
 
 
-def _is_generic(module: nn.Module, example: Example, formula: Formula) -> bool:
-    """Whether the formula is the same for other sizes of images, batch and sequence."""
+def _generic_modes(module: nn.Module, example: Example, formula: Formula) -> Iterator[tuple[bool, ...]]:
+    """The modes in which the formula is the same for other sizes of images, batch and sequence: the module's,
+    and the other of training and evaluation, since many call `fuse` in one and compile in the other."""
 
     def larger(like: TensorLike) -> TensorLike:
         if not like.has_images:
@@ -243,11 +245,15 @@ def _is_generic(module: nn.Module, example: Example, formula: Formula) -> bool:
             like, shape=(*sizes, *((height, width) if (height, width) == (1, 1) else (height + 2, width + 1)))
         )
 
-    try:
-        other = learn(module, example.changed(larger))
-    except Exception:
-        return False
-    return other.without_lengths() == formula.without_lengths()
+    for each in (module, copied(module)):
+        try:
+            if each is not module:
+                each.train(not module.training)
+            found = [learn(each, e).without_lengths() for e in (example, example.changed(larger))]
+        except Exception:
+            continue
+        if all(f == formula.without_lengths() for f in found):
+            yield tuple([child.training for _, child in submodules_of(each)])
 
 
 def _speedup(forward: FusedForward, example: Example) -> float:

@@ -306,7 +306,8 @@ def _formula(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -
             recorder.add_parameter(name, getattr(child, attribute))
         for name, tensor in arguments_of(args, kwargs):
             recorder.add_leaf(name, tensor)
-        before, held = _attributes(module), _held(module)
+        before = {name: _noted(value) for name, value in _attributes(module).items()}
+        held, given = _held(module), _noted((args, kwargs))
         state = random.getstate()
         with SeeDetach(recorder), recorder:
             result = module.forward(*args, **kwargs)
@@ -316,6 +317,8 @@ def _formula(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     )
     if held != _held(module):
         recording.refusal = recording.refusal or "its forward exchanges a parameter or buffer"
+    if not _same(given, _noted((args, kwargs))):
+        raise Refused("its forward changes a list or dict that it is given", like_a_cell)
     if draws:
         raise Refused("it draws random numbers of Python's", like_a_cell)
     if recording.depends_on_values:
@@ -332,7 +335,7 @@ def _formula(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -
                 if isinstance(made, Step) and made.output == name and made.dtype != tree.dtype:
                     cell = made.cell
             if cell is None:
-                return name
+                return recorder.result(tree)
             step = Step(cell, recorder.new("step"), tree.dtype)
             recording.instructions.append(step)
             return step.output
@@ -349,7 +352,7 @@ def _formula(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     effects = tuple(
         (name, template(value))
         for name, value in after.items()
-        if not _same(before.get(name, _NOTHING), value)
+        if not _same(before.get(name, _NOTHING), _noted(value))
     )
     gone = [name for name in before if name not in after]
     if gone:
@@ -382,12 +385,21 @@ _NOTHING = object()
 
 
 def _attributes(module: nn.Module) -> dict[str, Any]:
-    """The attributes of a module and its submodules by name; lists and dicts as they are now."""
+    """The attributes of a module and its submodules by name."""
     return {
-        f"{path}.{name}" if path else name: copy.copy(value) if isinstance(value, (list, dict)) else value
+        f"{path}.{name}" if path else name: value
         for path, child in submodules_of(module)
         for name, value in attributes_of(child)
     }
+
+
+def _noted(tree: Any) -> Any:
+    """What nested lists, tuples and dicts hold now, whatever is changed in them later."""
+    if isinstance(tree, dict):
+        return type(tree), {key: _noted(value) for key, value in tree.items()}
+    if isinstance(tree, (list, tuple)):
+        return type(tree), [_noted(item) for item in tree]
+    return tree
 
 
 def _held(module: nn.Module) -> list[list[int]]:

@@ -5,6 +5,7 @@ import io
 import pickle
 import random
 
+import numpy as np
 import pytest
 import torch
 from cell_styles import CELLS, WRAPPERS, C, H, HiddenTermsAbsent, K, N, RaftOrder, StateKept, StateNone, W
@@ -771,6 +772,297 @@ def test_a_scripted_module_beside_a_cell(example):
     report = fuse(model, *([(x,)] if example else []))
     assert [r.path for r in report.replaced] == ["cell"]
     assert_equal(model(x), expected)
+
+
+# Arguments that a forward changes.
+
+
+class Remembers(RaftOrder):
+    def __init__(self, remember):
+        super().__init__()
+        self.remember = remember
+
+    def forward(self, h, x, memory=None):
+        y = super().forward(h, x)
+        if memory is not None:
+            self.remember(memory, y)
+        return y
+
+
+MEMORIES = {
+    "list": (lambda: [0], lambda memory, y: memory.__setitem__(0, y)),
+    "appended": (list, list.append),
+    "dict": (dict, lambda memory, y: memory.update(h=y)),
+    "list in a tuple": (lambda: ([], 1), lambda memory, y: memory[0].append(y)),
+}
+
+
+@pytest.mark.parametrize("seen", ["at fuse", "later"])
+@pytest.mark.parametrize("kind", MEMORIES)
+def test_a_list_or_dict_that_it_is_given_and_changes(kind, seen):
+    make, remember = MEMORIES[kind]
+    plain = Remembers(remember).double()
+    fused = copy.deepcopy(plain)
+    h, x = (torch.randn(N, channels, H, W, dtype=torch.float64) for channels in (K, C))
+    if seen == "later":
+        assert fuse(fused, (h, x)).replaced
+    else:
+        given = make()
+        (refused,) = fuse(fused, (h, x, given)).skipped
+        assert given == make()
+        assert refused.reason == "its forward changes a list or dict that it is given"
+    memories = make(), make()
+    for _ in range(2):
+        assert_equal(fused(h, x, memories[1]), plain(h, x, memories[0]))
+        assert_equal(memories[1], memories[0])
+
+
+def test_a_tensor_that_it_is_given_and_changes():
+    class Overwrites(RaftOrder):
+        def forward(self, h, x):
+            return h.copy_(super().forward(h, x))
+
+    cell = Overwrites().double()
+    h, x = (torch.randn(N, channels, H, W, dtype=torch.float64) for channels in (K, C))
+    before = h.clone()
+    (refused,) = fuse(cell, (h, x)).skipped
+    assert torch.equal(h, before)
+    assert refused.reason == "aten.copy_ changes a tensor that is not its own"
+
+
+class ListInAList(RaftOrder):
+    def __init__(self):
+        super().__init__()
+        self.levels = [[torch.zeros(N, K, H, W, dtype=torch.float64)]]
+
+    def forward(self, x):
+        self.levels[0][0] = super().forward(self.levels[0][0], x).detach()
+        return self.levels[0][0]
+
+
+def test_a_state_in_a_list_in_a_list():
+    plain = ListInAList().double()
+    fused = copy.deepcopy(plain)
+    x = torch.randn(N, C, H, W, dtype=torch.float64)
+    assert fuse(fused, (x,)).replaced
+    for _ in range(3):
+        assert_equal(fused(x), plain(x))
+        assert_equal(fused.levels, plain.levels)
+
+
+# Values that decide what is computed.
+
+
+class Looks(RaftOrder):
+    def __init__(self, look):
+        super().__init__()
+        self.look = look
+
+    def forward(self, h, x, mask):
+        return super().forward(h, x) * self.look(x, mask)
+
+
+LOOKS = {
+    "tolist": lambda x, mask: mask.tolist()[0] + 1,
+    "numpy": lambda x, mask: float(mask.numpy().sum()) + 1,
+    "array": lambda x, mask: float(np.asarray(mask).sum()) + 1,
+    "dlpack": lambda x, mask: float(np.from_dlpack(mask).sum()) + 1,
+    "equal": lambda x, mask: 2 if torch.equal(mask, torch.zeros_like(mask)) else 1,
+    "allclose": lambda x, mask: 2 if torch.allclose(mask.double(), torch.zeros(N).double()) else 1,
+    "split": lambda x, mask: len(x.flatten(1).split((mask + x[0].numel() // 2).tolist(), 1)[0][0]),
+    "tensor_split": lambda x, mask: x.tensor_split(mask + 1, 1)[0].shape[1] + 1,
+    "nonzero": lambda x, mask: len(mask.nonzero()) + 1,
+    "where": lambda x, mask: len(torch.where(mask > 0)[0]) + 1,
+    "index": lambda x, mask: len(x[mask > 0]) + 1,
+    "masked_select": lambda x, mask: len(mask.masked_select(mask > 0)) + 1,
+    "unique": lambda x, mask: len(mask.unique()),
+    "repeat_interleave": lambda x, mask: len(x.repeat_interleave(mask, 0)) + 1,
+    "packed": lambda x, mask: len(
+        torch.nn.utils.rnn.pack_padded_sequence(x, mask + 1, True, enforce_sorted=False).data
+    ),
+}
+
+
+@pytest.mark.parametrize("look", LOOKS)
+def test_values_that_decide_are_noticed(look):
+    """However they are read, with an operator or without."""
+    plain = Looks(LOOKS[look]).double()
+    fused = copy.deepcopy(plain)
+    h, x = (torch.randn(N, channels, H, W, dtype=torch.float64) for channels in (K, C))
+    if look == "split":
+        masks = [torch.tensor([0, x[0].numel() - 2 * (x[0].numel() // 2)])] * 2
+    else:
+        masks = [torch.tensor([1, 0]), torch.tensor([0, 0])]
+    (refused,) = fuse(fused, (h, x, masks[0])).skipped
+    assert refused.reason == "its control flow depends on values of tensors"
+    for mask in masks:
+        assert_equal(fused(h, x, mask), plain(h, x, mask))
+
+
+def test_a_mask_that_decides_no_shape(counted):
+    """It is fused, and so is an index of integers: they are made again with the values of each call."""
+
+    class Masked(RaftOrder):
+        def forward(self, h, x, order, mask):
+            return super().forward(h[order].masked_fill(mask.view(-1, 1, 1, 1), 0), x)
+
+    plain = Masked().double()
+    fused = copy.deepcopy(plain)
+    h, x = (torch.randn(N, channels, H, W, dtype=torch.float64) for channels in (K, C))
+    assert fuse(fused, (h, x, torch.arange(N), torch.zeros(N, dtype=torch.bool))).replaced
+    counted.clear()
+    args = (h, x, torch.arange(N).flip(0), torch.arange(N) == 1)
+    assert_equal(fused(*args), plain(*args))
+    assert len(counted) == 1
+
+
+# Weights that come, go, part or get another shape.
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("norm", [nn.utils.weight_norm, nn.utils.spectral_norm])
+def test_hooks_that_compute_a_weight_added_later(pair, norm, training):
+    x = frames()
+    losses = []
+    for model in pair:
+        torch.manual_seed(0)
+        norm(model.cell.to_r)
+        model.train(training)
+        optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
+        for _ in range(3):
+            optimiser.zero_grad()
+            loss = model(x).square().mean()
+            loss.backward()
+            optimiser.step()
+            losses.append(loss.detach())
+    assert_equal(losses[:3], losses[3:])
+    assert losses[0] != losses[2]
+
+
+class Tied(RaftOrder):
+    def __init__(self):
+        super().__init__()
+        self.to_z.weight = self.to_r.weight
+
+
+def test_a_weight_of_two_gates_is_untied():
+    plain = Tied().double()
+    fused = copy.deepcopy(plain)
+    h, x = (torch.randn(N, channels, H, W, dtype=torch.float64) for channels in (K, C))
+    assert fuse(fused, (h, x)).replaced
+    assert_equal(fused(h, x), plain(h, x))
+    state = {name: torch.randn_like(t) for name, t in plain.state_dict().items()}
+    for model in (plain, fused):
+        model.load_state_dict(state, assign=True)
+    assert_equal(fused(h, x), plain(h, x))
+
+
+def test_a_weight_becomes_that_of_two_gates(pair, counted):
+    x = frames()
+    for model in pair:
+        model.cell.to_z.weight = model.cell.to_r.weight
+        model(x).square().sum().backward()
+    assert len(counted) == 3
+    for a, b in zip(pair[1].parameters(), pair[0].parameters(), strict=True):
+        assert_equal(a.grad, b.grad)
+
+
+@pytest.mark.parametrize("change", ["no bias", "kernel", "kernel of the data"])
+def test_parameters_that_come_and_go(pair, change):
+    for size in ((H, W), (6, 5)):  # known, and a new kind of call
+        x = frames(size=size)
+        for model in pair:
+            convolution = model.cell.to_r
+            if change == "no bias":
+                convolution.bias = None
+                continue
+            weight = torch.ones(K, K + C, 5, 5, dtype=torch.float64) / 9
+            convolution.padding = (2, 2)
+            if change == "kernel":
+                convolution.weight = nn.Parameter(weight)
+            else:
+                convolution.weight.data = weight
+        assert_equal(pair[1](x), pair[0](x))
+
+
+def test_a_bias_added_where_there_was_none():
+    plain = RaftOrder().double()
+    plain.to_r.bias = None
+    fused = copy.deepcopy(plain)
+    h, x = (torch.randn(N, channels, H, W, dtype=torch.float64) for channels in (K, C))
+    assert fuse(fused, (h, x)).replaced
+    before = fused(h, x)
+    for model in (plain, fused):
+        model.to_r.bias = nn.Parameter(torch.ones(K, dtype=torch.float64))
+    for part in (slice(None), slice(3)):
+        assert_equal(fused(h[..., part], x[..., part]), plain(h[..., part], x[..., part]))
+    assert not torch.allclose(fused(h, x), before)
+    fused.to_r.bias = None
+    assert_equal(fused(h, x), before)
+
+
+# Compiled in another mode than it was fused in.
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_compiled_in_the_other_mode(training):
+    cell = RaftOrder().double().train(not training)
+    h, x = (torch.randn(N, channels, H, W, dtype=torch.float64) for channels in (K, C))
+    expected = cell(h, x)
+    assert fuse(cell).replaced
+    exported = torch.export.export(cell.train(training), (h, x))
+    assert "convgru_fused" in str(exported.graph)
+    assert_equal(exported.module()(h, x), expected)
+
+
+def test_compiled_in_a_mode_that_computes_something_else():
+    class Dropping(RaftOrder):
+        def forward(self, h, x):
+            return super().forward(h, torch.nn.functional.dropout(x, 0.5, self.training))
+
+    cell = Dropping().double().eval()
+    h, x = (torch.randn(N, channels, H, W, dtype=torch.float64) for channels in (K, C))
+    assert fuse(cell).replaced
+    exported = torch.export.export(cell.train(), (h, x))
+    assert "convgru_fused" not in str(exported.graph) and "dropout" in str(exported.graph)
+
+
+# Memory of results.
+
+
+class Twice(RaftOrder):
+    """Tensors that are equal, and are not the same."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.how = how
+        self.last = torch.zeros(N, K, H, W, dtype=torch.float64)
+
+    def forward(self, h, x):
+        y = super().forward(h, x)
+        if self.how == "kept":
+            self.last = y.detach() * 1
+        return y, y * 1 if self.how == "product" else h + 0
+
+
+@pytest.mark.parametrize("how", ["product", "sum", "kept"])
+def test_results_share_no_more_memory_than_before(how):
+    plain = Twice(how).double()
+    fused = copy.deepcopy(plain)
+    h, x = (torch.randn(N, channels, H, W, dtype=torch.float64) for channels in (K, C))
+    assert fuse(fused, (h, x)).replaced
+    outcomes = []
+    with torch.no_grad():
+        for model in (plain, fused):
+            state = h.clone()
+            y, other = model(state, x)
+            y += 1
+            outcomes.append([y, other.clone(), state.clone(), model.last])
+            other += 1
+            outcomes[-1] += [y, other, state]
+    for a, b in zip(*outcomes, strict=True):
+        assert_equal(a, b)
 
 
 def test_distributed_data_parallel(run_python):
