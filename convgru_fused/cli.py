@@ -55,7 +55,9 @@ def _parser() -> argparse.ArgumentParser:
         commands.add_parser("fuse", help="find the ConvGRUs of a model, and say what can be replaced")
     )
     train_command.add_arguments(
-        commands.add_parser("train", help="train a video model on a generated task, or go on with it")
+        commands.add_parser(
+            "train", help="train a video model on a generated task or on videos, or go on with it"
+        )
     )
     compare_command.add_arguments(
         commands.add_parser(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -153,7 +154,7 @@ class ConvGRU(_ConvGRUBase):
         self,
         input: Tensor | None,
         hx: Tensor | None = None,
-        lengths: Tensor | None = None,
+        lengths: Tensor | Sequence[int] | None = None,
         gate_bias: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """(T,N,C,H,W) -> output (T,N,D*K,H,W), h_n (L*D,N,K,H,W); see `convgru_fused.functional.conv_gru`."""

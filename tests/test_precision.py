@@ -23,7 +23,7 @@ CASES = [
 PROMISES = {
     "fast": (16, 8),
     "strict": (2.5, 2),
-}  # largest and rms error, as multiples of PyTorch's (docs/design.md)
+}  # largest and rms error, as multiples of PyTorch's (docs/cpu.md)
 
 
 @pytest.mark.parametrize("setting", PROMISES)

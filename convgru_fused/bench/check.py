@@ -7,7 +7,7 @@ in training all gradients too)
     largest error <= max(16 x the yardstick's, 16 x floor)      rms error <= max(8 x the yardstick's, floor)
 
 where an element's error is taken relative to its own size plus the rms of the tensor, and the rms error
-relative to that rms. 16 and 8 are what the package allows its fast algorithms (docs/design.md). The floor is
+relative to that rms. 16 and 8 are what the package allows its fast algorithms (docs/cpu.md). The floor is
 there because a yardstick can be lucky, above all on a bias gradient of a few elements: a sum of n rounded
 terms is off by about sqrt(n) units of float32, and storage in a coarser type adds two units of that type. The
 largest of many errors is taken to be 16 times their rms, well above the 6 standard deviations that a hundred

@@ -33,7 +33,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="run nothing: the report of an earlier comparison's records",
     )
     parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="for runs, records and report (default: runs/compare-...)"
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="for runs, records and report (default: runs/compare-..., with --records its folder)",
     )
     parser.add_argument(
         "--jobs", type=int, default=os.cpu_count(), metavar="N", help="runs at a time (default: %(default)s)"
