@@ -130,3 +130,11 @@ def test_double_backward_within_autocast_is_in_the_dtypes_of_the_forward(backend
 
     for within, without in zip(twice(True), twice(False), strict=True):
         assert torch.equal(within, without)
+
+
+def test_what_autocast_allows_a_cell_is_not_remembered():
+    cell, x = ConvGRUCell(3, 8), torch.randn(2, 3, 5, 9).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        cell(x)
+    with pytest.raises(ValueError, match="input: expected the weights' dtype torch.float32"):
+        cell(x)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import convgru_fused
-from convgru_fused import ConvGRU, backends, use_backend
+from convgru_fused import ConvGRU, ConvGRUCell, backends, functional, use_backend
 from convgru_fused.backends import BACKENDS, Problem, choose, selected
 
 PROBLEM = Problem("cpu", torch.float32, "gru-rcn", forward_ad=False)
@@ -139,3 +139,49 @@ convgru_fused.ConvGRU(3, 4, device="meta")(torch.zeros(2, 1, 3, 5, 5, device="me
 def test_public_names():
     assert set(convgru_fused.__all__) >= {"ConvGRU", "ConvGRUCell", "backends", "functional", "use_backend"}
     assert all(hasattr(convgru_fused, name) for name in convgru_fused.__all__)
+
+
+def spied(monkeypatch, calls):
+    monkeypatch.setattr(functional, "_checked_cells", {})
+    for name, backend in list(BACKENDS.items()):
+
+        def conv_gru(*args, name=name, original=backend.conv_gru, save_gates):
+            calls.append((name, save_gates))
+            return original(*args, save_gates=save_gates)
+
+        new = type(backend)(backend.name, backend.description, backend.missing, backend.refused, conv_gru)
+        monkeypatch.setitem(BACKENDS, name, new)
+
+
+def test_what_is_chosen_is_what_runs_a_cell(monkeypatch):
+    called = []
+    spied(monkeypatch, called)
+    cell, x = ConvGRUCell(3, 4), torch.zeros(1, 3, 5, 5)
+    for name in ("cpu", "eager"):
+        with use_backend(name):
+            cell(x)
+    cell(x)
+    assert [name for name, _ in called] == ["cpu", "eager", "cpu"]
+
+
+def test_gates_are_kept_only_for_a_backward_pass(monkeypatch):
+    kept = []
+    spied(monkeypatch, kept)
+    model, x = ConvGRU(3, 4), torch.zeros(2, 1, 3, 5, 5)
+    model(x)
+    with torch.no_grad():
+        model(x)
+    model.recompute = True
+    model(x)
+    model.recompute = False
+    model.requires_grad_(False)(x)
+    assert kept == [("cpu", True), ("cpu", False), ("cpu", False), ("cpu", False)]
+
+
+def test_what_cells_remember_is_bounded(monkeypatch):
+    monkeypatch.setattr(functional, "_checked_cells", {})
+    monkeypatch.setattr(functional, "_MOST_CHECKED_CELLS", 3)
+    cell = ConvGRUCell(2, 3)
+    for size in range(1, 9):
+        cell(torch.zeros(1, 2, size, 3))
+        assert len(functional._checked_cells) <= 3

@@ -378,3 +378,13 @@ def test_the_output_of_a_single_step_may_be_changed_in_place(backend, recompute)
         assert torch.equal(gradient, expected)
     cell = ConvGRUCell(3, 4)
     cell(torch.randn(2, 3, 5, 6), torch.randn(2, 4, 5, 6)).relu_().sum().backward()
+
+
+def test_h_n_of_one_valid_step(backend):
+    model = ConvGRU(3, 4, bidirectional=True, dtype=torch.float64)
+    x, hx = torch.randn(5, 3, 3, 6, 7).double(), torch.randn(2, 3, 4, 6, 7).double()
+    lengths = [5, 1, 0]
+    output, h_n = model(x, hx, torch.tensor(lengths))
+    for n, length in enumerate(lengths):
+        assert torch.equal(h_n[0, n], output[length - 1, n, :4] if length else hx[0, n])
+        assert torch.equal(h_n[1, n], output[0, n, 4:] if length else hx[1, n])

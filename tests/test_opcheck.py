@@ -118,3 +118,16 @@ def test_backward_accepts_its_saved_tensors_in_any_layout(variant, layout):
         dict(zip(NAMES, ops.conv_gru_backward.default(*args), strict=True)),
         dict(zip(NAMES, expected_gradients, strict=True)),
     )
+
+
+@pytest.mark.parametrize("variant", ["gru-rcn", "cudnn"])
+def test_backward_of_weights_in_channels_last(variant):
+    sample = next(sample_inputs(lambda s: s.name == f"everything-{variant}"))
+    ops = torch.ops.convgru_fused
+    args = list(sample.arguments(torch.float32))
+    args[2], args[3] = lay_out(args[2], "channels_last"), lay_out(args[3], "channels_last")
+    output, gates = ops.conv_gru.default(*args, True, True)
+    *tensors, v, reverse = args
+    mask = [t is not None for t in tensors[:7]]
+    backward = (sample.grad_output(torch.float32), *tensors, output, gates, v, reverse, True, mask)
+    opcheck(ops.conv_gru_backward.default, backward, test_utils=("test_schema", "test_faketensor"))

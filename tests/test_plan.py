@@ -61,3 +61,12 @@ def test_bad_option(options, words, capsys):
         cli.main(["plan", *options])
     assert exit.value.code == 2
     assert words in capsys.readouterr().err
+
+
+def test_plan_of_another_variant_and_type(capsys):
+    def plan(*options):
+        assert cli.main(["plan", "-C", "32", "-K", "16", "--image", "28x30", "--threads", "2", *options]) == 0
+        return [row.split() for row in capsys.readouterr().out.splitlines()[2:]]
+
+    assert [row[0] for row in plan("--variant", "cudnn") if row[0].startswith("U")] == ["U*h"]
+    assert {row[-4] for row in plan("--dtype", "float64")} == {"direct"}

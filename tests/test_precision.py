@@ -100,3 +100,14 @@ def test_environment_variable_of_an_unknown_setting(run_python):
     assert result.returncode == 1
     words = "environment variable CONVGRU_FUSED_PRECISION: expected one of 'fast', 'strict', got 'exact'"
     assert result.stderr.splitlines()[-1] == f"ValueError: {words}"
+
+
+def test_on_a_gpu_torchs_switch_of_tf32_decides():
+    conv = torch.backends.cudnn.conv
+    before = conv.fp32_precision
+    try:
+        for precision in ("tf32", "ieee"):
+            conv.fp32_precision = precision
+            assert numerics.allows_fast("cuda") == (precision == "tf32")
+    finally:
+        conv.fp32_precision = before

@@ -258,3 +258,12 @@ def test_jvp_of_vjp(model):
     vector, tangent = torch.randn_like(output), torch.randn_like(output)
     _, (found,) = jvp(pullback, (vector,), (tangent,))
     assert_close_to_reference(found, pullback(tangent)[0])
+
+
+def test_a_cell_that_was_called_before_has_a_forward_mode_derivative():
+    cell = ConvGRUCell(2, 3, dtype=torch.float64)
+    x, h = torch.randn(2, 2, 5, 4).double(), torch.randn(2, 3, 5, 4).double()
+    expected = cell(x, h)
+    output, tangent = jvp(cell, (x, h), (torch.ones_like(x), torch.ones_like(h)))
+    assert_close_to_reference(output, expected)
+    assert tangent.any()

@@ -274,7 +274,8 @@ def learn(module: nn.Module, example: Example) -> Formula:
         Exception: whatever the module raises.
     """
     hooked = hooked_inside(module)
-    with torch.inference_mode(False), torch.set_grad_enabled(torch.is_grad_enabled()):
+    grad = torch.is_grad_enabled()  # the end of inference mode switches it on
+    with torch.inference_mode(False), torch.set_grad_enabled(grad):
         if hooked:
             reason = f"a hook on its submodule {hooked!r}, which would not be called"
             raise Refused(reason, looks_recurrent(module))

@@ -274,3 +274,9 @@ def test_interrupted(plan_file, tmp_path, capsys, monkeypatch):
 
 def test_a_run_is_its_name():
     assert Run("lrcn", "dots", seed=3).name == "dots-lrcn-3"
+
+
+def test_options_of_a_family(plan_file):
+    runs = read(plan_file).runs
+    found = {(run.task, run.family): run.family_options.get("readout") for run in runs}
+    assert found[("dots", "lrcn")] == "last" and [*found.values()].count("last") == 1

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from convgru_fused.data import EventGap, EventOrder, LimitedLifetimeDots, PathTracker
+from convgru_fused.data.generated import generator_of
 from convgru_fused.data.tasks import _AXES, _DIAGONALS
 
 TASKS = [LimitedLifetimeDots, EventOrder, EventGap, PathTracker]
@@ -503,3 +504,25 @@ def test_wrong_arguments(task, options, error, message):
 def test_the_most_distractors_find_places(reach):
     for clip, _ in PathTracker(8, distractors=11, reach=reach):
         assert clip[0, 0].sum() == pytest.approx(12)
+
+
+def test_coherence_is_uniform_in_its_range():
+    items = LimitedLifetimeDots(64, frames=2, dots=40, size=64, lifetime=100, coherence=(0.0, 1.0))
+    shares = []
+    for clip, label in items:
+        moved = clip[0].roll([2 * step for step in items.STEPS[label]], (-2, -1))
+        shares.append(((clip[1] * moved).sum() / clip[0].sum()).item())
+    assert min(shares) < 0.2 and max(shares) > 0.8 and abs(sum(shares) / 64 - 0.5) < 0.12
+
+
+def test_seed_and_index_are_not_run_together():
+    draws = {
+        (s, i): torch.rand((), generator=generator_of(s, i)).item() for s, i in ((1, 12), (11, 2), (112, 0))
+    }
+    assert len(set(draws.values())) == 3
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.25])
+def test_noise_is_as_bright_as_is_said(noise):
+    clip, _ = EventOrder(1, noise=noise)[0]
+    assert (clip == 1).sum() == 4 * 13 and clip[clip < 1].max() == pytest.approx(noise, abs=0.01)

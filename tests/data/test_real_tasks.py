@@ -119,3 +119,25 @@ def test_what_does_not_fit(make, said):
 def test_files():
     with pytest.raises(TypeError, match="files: expected a sequence of videos"):
         PanDirection(str(CARPHONE), 4)
+
+
+def test_reversed_segments():
+    forward, backward = (
+        SegmentOrder([CARPHONE], 4, order=order, segment=3) for order in ("forward", "reversed")
+    )
+    for index in range(4):
+        assert torch.equal(backward[index][0], forward[index][0].flip(0))
+        assert backward[index][1] == 1 - forward[index][1]
+
+
+def test_tasks_of_videos_are_tested_on_others():
+    run = Run("early_fusion", "pan")
+    given = Run("early_fusion", "pan", task_options={"files": [CARPHONE], "test_files": [BIKES]})
+    for items, file in (
+        (run.clips(1, test=True), CARPHONE),
+        (given.clips(1, test=True), BIKES),
+        (given.clips(1), CARPHONE),
+    ):
+        expected = PanDirection([file], 1).stills
+        assert len(items.stills) == len(expected)
+        assert all(torch.equal(a, b) for a, b in zip(items.stills, expected, strict=True))

@@ -1,11 +1,13 @@
 """Folders of real video files, made here: lists and splits, what can be wrong with a file, clips, flow."""
 
+import os
+import shutil
 import wave
 
 import pytest
 import torch
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 
 from convgru_fused.cli import main
 from convgru_fused.data import (
@@ -24,8 +26,9 @@ from convgru_fused.data import (
     video_folder,
 )
 from convgru_fused.data.decoding import probe, read_frames
+from convgru_fused.data.video_clips import resized
 from convgru_fused.training.catalogue import FAMILIES
-from convgru_fused.training.engine import RECORD, Run, train
+from convgru_fused.training.engine import RECORD, Run, evaluate, train
 
 av = pytest.importorskip("av")
 cv2 = pytest.importorskip("cv2")
@@ -393,20 +396,6 @@ def test_every_family_trains_on_videos(root, splits, tmp_path, family):
     assert {result.accuracy, result.shuffled_accuracy, result.reversed_accuracy} <= {0.0, 0.5, 1.0}
 
 
-def test_scores_of_a_video_are_averaged(root, splits):
-    """Half of its clips say one thing with certainty, the others the other with doubt."""
-    from convgru_fused.training.engine import evaluate
-
-    clips = Run("lrcn", "videos", task_options=options_of(root, splits, clips=4)).clips(1, test=True)
-
-    class Model(torch.nn.Module):
-        def forward(self, clip):
-            sure = torch.tensor([[0.9, 0.1], [0.3, 0.7]]).log()
-            return sure.repeat(len(clip) // 2, 1)
-
-    assert evaluate(Model(), clips) == 0.5  # always the first class, which one of two videos has
-
-
 @pytest.fixture
 def plain_folder(root, tmp_path):
     """Without official lists."""
@@ -447,3 +436,97 @@ tasks: {{videos: {{steps: 2, batch_size: 2, task_options: {{root: {plain_folder}
     assert "3 of 3 runs" in printed and "videos (chance 0.5)" in printed
     for family in ("single_frame", "two_stream", "grurcn"):
         assert (tmp_path / "runs" / f"videos-{family}-0" / RECORD).exists()
+
+
+# Which frames, places and files.
+
+
+def test_index_of_a_file_that_has_changed(root, tmp_path):
+    folder, index = tmp_path / "videos" / "Left", tmp_path / "index.json"
+    folder.mkdir(parents=True)
+    file = folder / "a.avi"
+    shutil.copy(root / "Left" / "v_Left_g01_c01.avi", file)
+    assert check_videos(video_folder(folder.parent), index=index).infos[0].frames == 18
+    status = file.stat()
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+    content = bytearray(file.read_bytes())
+    content[: len(content)] = bytes(len(content))  # as large as before, and no video
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=r"a\.avi: expected a video that FFmpeg can decode"):
+        check_videos(video_folder(folder.parent), index=index)
+
+
+def test_places_of_test_clips(checked):
+    side = 24  # 128 of 256, of 48
+    clips, _ = TestClips(checked, frames=4, size=(side, side), stride=2, clips=3, crop_side=128)[5]
+    expected = []
+    for top, left in ((12, 20), (0, 0), (0, W - side), (H - side, 0), (H - side, W - side)):
+        for start in (0, 6, 11):
+            frames = read_frames(checked.videos.files[5], range(start, start + 7, 2)).float() / 255
+            crop = frames[..., top : top + side, left : left + side]
+            expected += [crop, crop.flip(-1)]
+    torch.testing.assert_close(clips, torch.stack(expected), rtol=0, atol=1e-6)
+
+
+def test_numbers_of_frames(checked):
+    place = VideoClips(checked, 4, frames=5, stride=3).place(2)
+    assert len(place.numbers) == 5 and place.numbers.step == 3
+
+
+def test_what_shrinks_is_smoothed():
+    stripes = torch.tensor([0.0, 1.0, 1.0, 0.0]).repeat(8).expand(1, 3, 32, 32)
+    assert (resized(stripes, (8, 8))[..., 1:-1, 1:-1] - 0.5).abs().max() < 0.2
+
+
+def test_flow_of_frames_that_are_no_squares(checked, tmp_path):
+    options = dict(frames=6, size=(48, 96), crop_sides=[256], mirror=False)
+    for (_, fields), label in Subset(FlowClips(checked, 8, FlowCache(tmp_path), **options), range(8)):
+        dx = fields[:, 0, 12:-12, 24:-24].mean().item()
+        assert dx == pytest.approx(4 if label else -4, rel=0.15)
+
+
+def test_flow_is_that_of_the_frames_of_the_clip(checked, tmp_path):
+    clips = FlowClips(
+        checked, 8, FlowCache(tmp_path), frames=18, size=(48, 48), crop_sides=[256], mirror=False
+    )
+    for i in range(8):
+        place = clips.place(i)
+        expected = clips.cache.flow(checked.videos.files[place.video], 18, range(17))
+        torch.testing.assert_close(clips[i][0][1], place.crop(expected), rtol=0, atol=1e-5)
+
+
+def test_flow_of_a_video_that_has_changed_is_kept_elsewhere(tmp_path):
+    video, cache = tmp_path / "a.avi", FlowCache(tmp_path)
+    video.write_bytes(b"1")
+    os.utime(video, ns=(0, 10))
+    places = {cache.file_of(video)}
+    os.utime(video, ns=(0, 20))
+    places.add(cache.file_of(video))
+    video.write_bytes(b"12")
+    os.utime(video, ns=(0, 20))
+    places.add(cache.file_of(video))
+    assert len(places) == 3
+
+
+def test_videos_to_train_on_and_to_test_on(plain_folder, root, splits):
+    plain = Run("lrcn", "videos", task_options={"root": str(plain_folder)})
+    for name in ("trainlist", "testlist"):
+        (splits / f"{name}02.txt").write_text((splits / f"{name}01.txt").read_text())
+        (splits / f"{name}01.txt").unlink()
+    listed = Run("lrcn", "videos", task_options=options_of(root, splits, split=2))
+    for run in (plain, listed):
+        training, test = (run.clips(1, test=test).checked.videos.files for test in (False, True))
+        assert {file.name[-11:-8] for file in training} == {"g01", "g02", "g03"}
+        assert {file.name[-11:-8] for file in test} == {"g04"}
+
+
+def test_scores_of_a_video_are_averaged(root, splits):
+    clips = Run("lrcn", "videos", task_options=options_of(root, splits, clips=4)).clips(1, test=True)
+
+    class Model(torch.nn.Module):
+        def forward(self, clip):
+            scores = torch.tensor([[0.99, 0.01], [0.3, 0.7], [0.3, 0.7], [0.3, 0.7]]).log()
+            return scores.repeat(len(clip) // 4, 1)
+
+    # The mean of the probabilities is for the second class, that of their logarithms for the first.
+    assert [evaluate(Model(), Subset(clips, [i])) for i in range(2)] == [0.0, 1.0]
