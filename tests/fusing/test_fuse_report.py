@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cell_styles import CELLS, OTHERS, C, HiddenTermsAbsent, Lstm, RaftOrder
+from cell_styles import CELLS, OTHERS, C, H, HiddenTermsAbsent, K, Lstm, N, RaftOrder, W
 from torch import nn
 
 import convgru_fused
@@ -162,6 +162,27 @@ def test_a_wrong_formula_is_left_alone(monkeypatch, what, dtype):
     # and the test would notice if it were not
     assert fuse(module, args, verify=False).replaced
     assert not torch.allclose(module(*args), expected, rtol=1e-3, atol=1e-3)
+
+
+class OnlyFloat32(RaftOrder):
+    def forward(self, h, x):
+        if x.dtype != torch.float32:
+            raise TypeError
+        return super().forward(h, x)
+
+
+@pytest.mark.parametrize("what", [None, "bias doubled", "gates exchanged"])
+def test_code_that_needs_float32_is_verified_in_it(monkeypatch, what):
+    recognise = trial.recognise
+
+    def mistaken(*args):
+        cell = recognise(*args)
+        return cell if cell is None or what is None else wrong(cell, what)
+
+    monkeypatch.setattr(trial, "recognise", mistaken)
+    report = fuse(OnlyFloat32(), (torch.randn(N, K, H, W), torch.randn(N, C, H, W)))
+    assert bool(report.replaced) == (what is None)
+    assert what is None or "verification: " in report.skipped[0].reason
 
 
 def test_a_wrong_gradient_is_left_alone(monkeypatch):

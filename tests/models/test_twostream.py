@@ -133,6 +133,11 @@ class TestSVM:
         assert features.shape == (90, 6)
         torch.testing.assert_close(features.unflatten(1, (2, 3)).norm(dim=-1), torch.ones(90, 2).double())
 
+    def test_a_small_C_regularises(self):
+        scores, labels = self.scores()
+        little, much = (SVMFusion(C).fit(scores, labels)._svm for C in (10.0, 0.01))
+        assert abs(much.coef_).sum() < 0.5 * abs(little.coef_).sum()
+
     def test_wrong_input(self):
         scores, labels = self.scores()
         svm = SVMFusion()
