@@ -72,3 +72,19 @@ def run_python():
         )
 
     return run
+
+
+@pytest.fixture
+def run_in_two_processes(run_python, tmp_path):
+    """Runs code in two processes of torchrun, with FOLDER the test's; returns what they print."""
+
+    def run(code):
+        program = tmp_path / "program.py"
+        program.write_text(f"FOLDER = {str(tmp_path)!r}\n{code}")
+        arguments = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(program)]
+        start = f"import subprocess, sys; sys.exit(subprocess.call([sys.executable, *{arguments!r}]))"
+        result = run_python(start, OMP_NUM_THREADS="1")
+        assert result.returncode == 0, result.stderr
+        return result.stdout
+
+    return run

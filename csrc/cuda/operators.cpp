@@ -23,6 +23,7 @@ std::tuple<Tensor, Tensor> conv_gru(
         weight_hh.scalar_type(), [&](auto zero) { return forward<decltype(zero)>(call, save_gates); });
   };
   Call call{arguments, p, fast, device.stream(), is_capturing(device.stream()), /*backward=*/false};
+  call.may_be_warpgroups = can_be_warpgroups(call);
   call.way = measured_way(call, variant + (save_gates ? " forward for backward" : " forward"), run);
   return run(call);
 }
@@ -43,6 +44,7 @@ GradientTuple conv_gru_backward(
     });
   };
   Call call{arguments, p, fast, device.stream(), is_capturing(device.stream()), /*backward=*/true};
+  call.may_be_warpgroups = can_be_warpgroups(call);
   call.way = measured_way(call, variant + " backward", run);
   return as_tuple(run(call));
 }

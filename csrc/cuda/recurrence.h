@@ -37,6 +37,7 @@ struct Call {
   Stream stream;
   bool captured;  // in a graph, instead of run
   bool backward;
+  bool may_be_warpgroups = false;         // can_be_warpgroups, asked once
   std::optional<Way> way = std::nullopt;  // if it was measured; it is not taken where it cannot be
   mutable std::vector<WaitingTranspose> waiting = {};  // for finish_transposes
 
@@ -155,7 +156,7 @@ WeightPart<T> transposed_rows_of(const Tensor& weight, int64_t first, int64_t co
 }
 
 // Whether the hidden convolutions of a call can be done by warpgroups.
-inline bool may_be_warpgroups(const Call& call) {
+inline bool can_be_warpgroups(const Call& call) {
   const Tensor& weight = call.weight_hh();
   const auto dtype = weight.scalar_type();
   using torch::headeronly::ScalarType;
@@ -167,7 +168,7 @@ inline bool may_be_warpgroups(const Call& call) {
 
 // Whether they are, unless all steps are one kernel.
 inline bool prefers_warpgroups(const Call& call) {
-  return call.way.value_or(Way::kWarpgroups) == Way::kWarpgroups && may_be_warpgroups(call);
+  return call.way.value_or(Way::kWarpgroups) == Way::kWarpgroups && call.may_be_warpgroups;
 }
 
 // Whether the hidden convolutions of a call are left to PyTorch's library, unless all steps are one kernel:

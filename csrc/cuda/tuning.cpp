@@ -69,7 +69,7 @@ std::string key_of(const Call& call, const std::string& what) {
   else
     key << 0;
   key << " " << problem_text(call);
-  if (may_be_warpgroups(call)) key << ", with warpgroups";
+  if (call.may_be_warpgroups) key << ", with warpgroups";
   return key.str();
 }
 
@@ -79,7 +79,7 @@ Way measure(const Call& call, const std::function<void(const Call&)>& run) {
   const bool is_double = call.weight_hh().scalar_type() == torch::headeronly::ScalarType::Double;
   std::vector<Way> ways{Way::kKernels};
   if (!is_double) ways.push_back(Way::kLibrary);
-  if (may_be_warpgroups(call)) ways.push_back(Way::kWarpgroups);
+  if (call.may_be_warpgroups) ways.push_back(Way::kWarpgroups);
   if (has_work_for_one_kernel(call)) ways.push_back(Way::kOneKernel);
   std::vector<double> shortest(ways.size(), std::numeric_limits<double>::infinity());
   for (int round = 0; round < kRounds; ++round)

@@ -236,14 +236,8 @@ with joined(torch.device("cpu"), SHARDED) as (processes, device):
 
 
 @pytest.mark.parametrize("sharded", [False, True], ids=["ddp", "fsdp"])
-def test_two_processes_go_on_as_one_would(run_python, tmp_path, sharded):
-    program = tmp_path / "program.py"
-    program.write_text(f"SHARDED, FOLDER = {sharded}, {str(tmp_path)!r}\n" + STOPPED)
-    arguments = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(program)]
-    code = f"import subprocess, sys; sys.exit(subprocess.call([sys.executable, *{arguments!r}]))"
-    result = run_python(code, OMP_NUM_THREADS="1")
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.count("the same") == 2
+def test_two_processes_go_on_as_one_would(run_in_two_processes, sharded):
+    assert run_in_two_processes(f"SHARDED = {sharded}\n" + STOPPED).count("the same") == 2
 
 
 @pytest.mark.parametrize("how", [[], ["--fsdp"]], ids=["ddp", "fsdp"])

@@ -86,11 +86,6 @@ with joined(torch.device("cpu")) as (processes, device):
 """
 
 
-def test_processes_drop_different_elements(run_python, tmp_path):
-    program = tmp_path / "program.py"
-    program.write_text(f"FOLDER = {str(tmp_path)!r}\n" + SEEDS)
-    arguments = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(program)]
-    code = f"import subprocess, sys; sys.exit(subprocess.call([sys.executable, *{arguments!r}]))"
-    result = run_python(code, OMP_NUM_THREADS="1")
-    assert result.returncode == 0, result.stderr
-    assert "seed 6." in result.stdout and "seed 7." in result.stdout
+def test_processes_drop_different_elements(run_in_two_processes):
+    printed = run_in_two_processes(SEEDS)
+    assert "seed 6." in printed and "seed 7." in printed
